@@ -1,0 +1,1 @@
+"""Hot numeric kernels. Each has a plain PyTorch reference, and every faster form must equal it."""

@@ -1,0 +1,58 @@
+"""A whole recipe: the run's name and place, its stages, and one section of settings for each part of the work."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from glm5.recipe.pretrain import PretrainSection
+from glm5.recipe.sections import (
+    Count,
+    DataSection,
+    ModelSection,
+    Problem,
+    Section,
+    TokenizerSection,
+)
+from glm5.recipe.toml import to_toml
+
+
+class Recipe(Section):
+    """Everything that decides a run. Two runs of equal recipes on equal machines give equal weights."""
+
+    name: str = Field(min_length=1, description="What the run is called on its report.")
+    output: Path = Field(strict=False, description="Folder for all the run makes, from where the command is started.")
+    stages: list[str] = Field(min_length=1, description="What is done, in this order.")
+    seed: Count = Field(0, description="Decides every random choice of the run. [ours]")
+    threads: Count = Field(
+        0, description="Threads of one process's numeric work; 0 leaves the library's choice. [ours]"
+    )
+
+    model: ModelSection = Field(description="The network.")
+    tokenizer: TokenizerSection = Field(description="The vocabulary.")
+    data: DataSection = Field(description="The documents.")
+    pretrain: PretrainSection = Field(description="Pre-training.")
+
+    def problems(self) -> Iterator[Problem]:
+        """Rules between sections: the mixture draws from the sources there are, and forgets none."""
+        for repeated in sorted({name for name in self.stages if self.stages.count(name) > 1}):
+            yield Problem(("stages",), f"names '{repeated}' twice")
+        mentioned: set[str] = set()
+        for index, phase in enumerate(self.pretrain.phases):
+            mentioned |= phase.weights.keys()
+            for name in phase.weights:
+                if name not in self.data.sources:
+                    yield Problem(
+                        ("pretrain", "phases", index, "weights", name),
+                        "weighs a source that data.sources does not name",
+                    )
+        for name in self.data.sources:
+            if name not in mentioned:
+                yield Problem(
+                    ("data", "sources"),
+                    f"names '{name}', but no phase of pretrain.phases has a weight for it; weight 0 only holds it out",
+                )
+
+    def to_toml(self) -> str:
+        """This recipe as TOML, defaults included. Loading it gives an equal recipe."""
+        return to_toml(self.model_dump(mode="json", exclude_none=True))
