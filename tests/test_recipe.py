@@ -127,12 +127,12 @@ MISTAKES = [
     ("date for the model", "preset", "hidden_size = 2026-01-01\npreset", "r.toml:6: model.hidden_size should be a num"),
     ("limit, wrong type", "sources", 'max_bytes = "x"\nsources', "r.toml:12: data.max_bytes should be a valid integer"),
     ("limit, in a table", "sources", "max_bytes = {a = 0}\nsources", "r.toml:12: data.max_bytes.a should be greater"),
-    ("limit, unknown", "sources", "max_bytes = {c = 1}\nsources", "r.toml:12: data.max_bytes.c limits a source that"),
+    ("limit, unknown", "sources", "max_bytes = {c = 1}\nsources", "r.toml:12: data.max_bytes.c is not named in"),
     ("no source", '["a", "b"]', "[]", "r.toml:12: data.sources should not be empty"),
     ("source twice", '["a", "b"]', '["a", "b", "a"]', "r.toml:12: data.sources names 'a' twice"),
     ("stage twice", '["data"]', '["data", "data"]', "r.toml:3: stages names 'data' twice"),
-    ("unknown source", "b = 0 }", "c = 0 }", "r.toml:28: pretrain.phases.0.weights.c weighs a source that"),
-    ("forgotten source", '["a", "b"]', '["a", "b", "c"]', "r.toml:12: data.sources names 'c', but no phase"),
+    ("unknown source", "b = 0 }", "c = 0 }", "r.toml:28: pretrain.phases.0.weights.c is not named in data."),
+    ("forgotten source", '["a", "b"]', '["a", "b", "c"]', "r.toml:12: data.sources names 'c', which no phase"),
     ("phase of nothing", "a = 1.0, b = 0", "a = 0, b = 0", "r.toml:28: pretrain.phases.0.weights are all 0"),
     ("phases backwards", "until = 0.5", "until = 1.0", "r.toml:32: pretrain.phases.1.until = 1.0 does not come after"),
     ("phases too short", "until = 1.0", "until = 0.9", "r.toml:32: pretrain.phases.1.until = 0.9, but the last"),
@@ -160,6 +160,17 @@ def test_a_mistake_is_one_line(load: Callable[..., Recipe], tmp_path: Path, old:
     assert len(lines) == 1
     assert lines[0].startswith("r.toml")
     assert told in lines[0]
+
+
+def test_sources_of_a_kind_are_weighed_together(load: Callable[..., Recipe], tmp_path: Path) -> None:
+    both = ("pretrain.phases.0.weights={code = 1.0}", "pretrain.phases.1.weights={general = 0.5, code = 0.5}")
+    members = 'data.max_bytes={"debian:golang" = 5, a = 3}'
+    recipe = load(BASE, *both, 'data.sources=["a", "debian-permissive"]', members)
+    assert recipe.pretrain.phases[0].weights == {"code": 1.0}
+    wrong = mistakes(
+        load, tmp_path, BASE, 'data.sources=["a", "b", "debian-permissive"]', "data.max_bytes.debian-permissive=3"
+    )
+    assert "data.max_bytes.debian-permissive stands for many sources; name its members instead" in wrong[0]
 
 
 def test_all_mistakes_are_told_together(load: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -204,7 +215,7 @@ def test_overrides(load: Callable[..., Recipe]) -> None:
         ("pretrain.lr_moun=1", "override 'pretrain.lr_moun=1': pretrain.lr_moun is not a setting; did you mean"),
         ("pretrain.tokens=few", "override 'pretrain.tokens=few': pretrain.tokens should be a valid integer, not 'few'"),
         ("pretrain.tokens=511", "override 'pretrain.tokens=511': pretrain.tokens = 511 is less than one step"),
-        ('data={sources = ["a"]}', "r.toml:28: pretrain.phases.0.weights.b weighs a source that data.sources"),
+        ('data={sources = ["a"]}', "r.toml:28: pretrain.phases.0.weights.b is not named in data.sources; kinds may"),
         ("pretrain.tokens", "override 'pretrain.tokens' should be key=value"),
         ("=3", "override '=3' should be key=value"),
         ("pretrain..tokens=3", "should be key=value"),

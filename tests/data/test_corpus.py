@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import make_files
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.data.small_files import make_files
 
 from glm5.data.corpus import build_corpus
 from glm5.data.documents import Document, is_held_out, sampling_rank
@@ -202,8 +201,3 @@ def test_a_truncated_shard_is_noticed(build: Build, tokenizer: Tokenizer, tmp_pa
     shard.unlink()
     with pytest.raises(GLM5Error, match="no token shards"):
         TokenShards(folder, tokenizer.vocab_size)
-
-
-def test_documents_are_values() -> None:
-    document = Document("a", "s", "l", "p")
-    assert replace(document, text="b") != document

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.small_files import make_files
 
 from glm5.data.corpus import build_corpus
-from glm5.data.loader import IGNORED, Batch, MixtureLoader, Phase
+from glm5.data.loader import Batch, MixtureLoader
 from glm5.data.manifest import load_manifest
 from glm5.data.shards import TokenShards
 from glm5.errors import UsageError
+from glm5.recipe import Phase
 from glm5.text.tokenizer import Tokenizer
 
 LENGTH = 64
@@ -37,12 +38,16 @@ def corpus(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "corpus"
 
 
+def phase(until: float, weights: dict[str, float], name: str = "only") -> Phase:
+    return Phase(name=name, until=until, weights=weights)
+
+
 def named(corpus: Path, **weights: float) -> dict[str, float]:
     return {f"path:{corpus.parent / name}": weight for name, weight in weights.items()}
 
 
 def mixed(corpus: Path, seed: int = 0) -> MixtureLoader:
-    phases = [Phase("first", 0.3, {"general": 1.0}), Phase("second", 1.0, {"general": 0.5, "code": 0.5})]
+    phases = [phase(0.3, {"general": 1.0}, "first"), phase(1.0, {"general": 0.5, "code": 0.5}, "second")]
     return MixtureLoader(corpus, LENGTH, phases, total_tokens=60 * LENGTH, seed=seed)
 
 
@@ -75,7 +80,7 @@ def test_each_epoch_reads_every_document_once_in_a_new_order(corpus: Path, token
     entry = load_manifest(corpus).sources[0]
     shards = TokenShards(corpus / entry.folder, tokenizer.vocab_size)
     stored = Counter(tuple(shards.document(i).tolist()) for i in range(len(shards)))
-    loader = MixtureLoader(corpus, LENGTH, [Phase("only", 1.0, {entry.name: 1.0})], total_tokens=10**6)
+    loader = MixtureLoader(corpus, LENGTH, [phase(1.0, {entry.name: 1.0})], total_tokens=10**6)
     stream: list[int] = []
     while len(stream) < 2 * entry.tokens:
         stream += loader.next_batch(1).input_ids[0].tolist()
@@ -99,15 +104,13 @@ def test_rows_are_packed_as_the_rules_say(corpus: Path, tokenizer: Tokenizer) ->
         following = next((row[1][0] for row in rows[number + 1 :] if row[0] == source), None)
         document = position = 0
         for i, token in enumerate(inputs):
+            if token == tokenizer.eos_id:  # ends one document, and is what the next begins from
+                document, position, crossings = document + 1, 0, crossings + 1
             assert (document_ids[i], positions[i]) == (document, position)
             successor = inputs[i + 1] if i + 1 < LENGTH else following
-            if token == tokenizer.eos_id:
-                assert targets[i] == IGNORED
-                document, position, crossings = document + 1, 0, crossings + 1
-            else:
-                assert successor is None or targets[i] == successor
-                position += 1
-    assert crossings > 100
+            assert successor is None or targets[i] == successor
+            position += 1
+    assert crossings > 50
 
 
 def test_phases_and_weights_choose_the_sources(corpus: Path) -> None:
@@ -142,29 +145,25 @@ def test_batches_are_int64_tensors(corpus: Path) -> None:
     [
         ({"wikipedia": 1.0}, "no source or kind 'wikipedia'"),
         ({"reasoning": 1.0}, "no source or kind 'reasoning'"),
-        ({"code": 0.0}, "sum to 0"),
-        ({}, "sum to 0"),
-        ({"code": -1.0}, "at least 0"),
-        ({"code": float("nan")}, "at least 0"),
     ],
 )
 def test_wrong_weights_are_refused(corpus: Path, weights: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        MixtureLoader(corpus, LENGTH, [Phase("only", 1.0, weights)], total_tokens=1000)
+        MixtureLoader(corpus, LENGTH, [phase(1.0, weights)], total_tokens=1000)
 
 
-@pytest.mark.parametrize("ends", [[], [0.5], [0.5, 0.5, 1.0], [0.7, 0.3, 1.0], [0.0, 1.0], [0.5, 1.5]])
+@pytest.mark.parametrize("ends", [[], [0.5], [0.5, 0.5, 1.0], [0.7, 0.3, 1.0]])
 def test_wrong_phase_ends_are_refused(corpus: Path, ends: list[float]) -> None:
     with pytest.raises(UsageError, match="ascending"):
-        MixtureLoader(corpus, LENGTH, [Phase("p", end, {"code": 1.0}) for end in ends], total_tokens=1000)
+        MixtureLoader(corpus, LENGTH, [phase(end, {"code": 1.0}) for end in ends], total_tokens=1000)
 
 
 def test_a_source_smaller_than_a_row_is_refused_only_where_it_is_used(corpus: Path) -> None:
     tokens = load_manifest(corpus).sources[2].tokens
     with pytest.raises(UsageError, match="less than one row"):
-        MixtureLoader(corpus, tokens + 1, [Phase("p", 1.0, {"code": 1.0})], total_tokens=1000)
-    MixtureLoader(corpus, tokens, [Phase("p", 1.0, {"code": 1.0})], total_tokens=1000).next_batch(3)
-    MixtureLoader(corpus, tokens + 1, [Phase("p", 1.0, named(corpus, long=1.0))], total_tokens=1000)
+        MixtureLoader(corpus, tokens + 1, [phase(1.0, {"code": 1.0})], total_tokens=1000)
+    MixtureLoader(corpus, tokens, [phase(1.0, {"code": 1.0})], total_tokens=1000).next_batch(3)
+    MixtureLoader(corpus, tokens + 1, [phase(1.0, named(corpus, long=1.0))], total_tokens=1000)
 
 
 def test_a_state_of_another_stream_is_refused(corpus: Path) -> None:
@@ -174,9 +173,9 @@ def test_a_state_of_another_stream_is_refused(corpus: Path) -> None:
     with pytest.raises(UsageError, match="seed was 0, is 1"):
         mixed(corpus, seed=1).load_state_dict(state)
     with pytest.raises(UsageError, match=f"context_length was {LENGTH}, is 32"):
-        MixtureLoader(corpus, 32, [Phase("p", 1.0, {"code": 1.0})], total_tokens=1000).load_state_dict(state)
+        MixtureLoader(corpus, 32, [phase(1.0, {"code": 1.0})], total_tokens=1000).load_state_dict(state)
     with pytest.raises(UsageError, match="no longer in the mixture"):
-        MixtureLoader(corpus, LENGTH, [Phase("p", 1.0, {"code": 1.0})], total_tokens=1000).load_state_dict(state)
+        MixtureLoader(corpus, LENGTH, [phase(1.0, {"code": 1.0})], total_tokens=1000).load_state_dict(state)
     with pytest.raises(UsageError, match="do not add up"):
         mixed(corpus).load_state_dict({**state, "row": 31})
     with pytest.raises(UsageError, match="at least one row"):

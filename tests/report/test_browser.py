@@ -2,7 +2,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_run import Shape, write_fake_run
+from tests.report.fake_run import Shape, write_fake_run
 from playwright.sync_api import Browser, Page
 
 from glm5.report import write_report

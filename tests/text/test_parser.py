@@ -133,6 +133,13 @@ def test_half_a_character_is_held_back_and_shown_as_broken_at_the_end() -> None:
     assert stream.finish(truncated=True) == [ReasoningDelta("\ufffd")]
 
 
+def test_half_a_character_before_a_marker_stays_on_its_side() -> None:
+    first, *_ = tokenizer().encode("🙂")
+    stream = TokenStream(parser(), tokenizer())
+    events = stream.feed([first, *tokenizer().encode("</think>c", allow_special=True)])
+    assert collect(events + stream.finish()) == Message("assistant", "c", "\ufffd")
+
+
 def test_prose_about_the_marker_is_given_back_as_soon_as_it_is_no_name() -> None:
     stream = TextStream(parser())
     assert stream.feed("write <tool_call> ") == [ReasoningDelta("write ")]
@@ -181,6 +188,8 @@ def test_a_thought_cut_by_length_stays_a_thought(read: Reader) -> None:
 @BOTH_STREAMS
 def test_a_second_thought_is_not_retracted(read: Reader) -> None:
     assert collect(read("a</think>b<think>c")) == Message("assistant", "b", "ac")
+    after_a_call = collect(read("<tool_call>now</tool_call><think>c", thinking=False))
+    assert (after_a_call.content, after_a_call.reasoning_content) == ("", "c")
 
 
 # Calls --------------------------------------------------------------------------------------------------------------
@@ -318,12 +327,18 @@ def test_a_tokenizer_without_markers_is_refused() -> None:
         ("\n<think>r</think>\n\nc\n", Message("assistant", "\nc\n", "r")),
         ("\nc\n\n", Message("assistant", "c\n\n")),
         ("c", Message("assistant", "c")),
-        ("\nc\n<tool_call>now\n</tool_call>\n<tool_call>now\n</tool_call>\nd",
-         Message("assistant", "c\nd", None, (ToolCall("now", {}, "call_0"), ToolCall("now", {}, "call_1")))),
+        (
+            "\nc\n<tool_call>now\n</tool_call>\n<tool_call>now\n</tool_call>\nd",
+            Message("assistant", "c\nd", None, (ToolCall("now", {}, "call_0"), ToolCall("now", {}, "call_1"))),
+        ),
         ("\n<think>r\n<tool_call>now\n</tool_call>", Message("assistant", "", "r\n", (ToolCall("now", {}, "call_0"),))),
+        (
+            "\n<think>r<tool_call>now\n</tool_call>\nc",
+            Message("assistant", "\nc", "r", (ToolCall("now", {}, "call_0"),)),
+        ),
         ("\nc\n<tool_call> is a marker\n", Message("assistant", "c\n<tool_call> is a marker\n")),
     ],
-)  # fmt: skip
+)
 def test_the_newlines_of_the_older_layout_belong_to_no_text(text: str, message: Message) -> None:
     for cut in range(len(text) + 1):
         stream = TextStream(parser(generation="glm-4.5"))

@@ -164,6 +164,7 @@ def test_no_text_is_ever_lost(pieces: list[str], settings: Settings) -> None:
 
 
 @given(STREAMS | WELL_FORMED, SETTINGS)
+@example(["<tool_call>f<arg_key>n</arg_key><arg_value>5</arg_value>x\n"], (False, "glm-4.5", False))
 def test_ended_calls_are_valid_json_and_only_the_last_call_may_lack_its_end(
     pieces: list[str], settings: Settings
 ) -> None:

@@ -25,21 +25,7 @@ from glm5.data.documents import hash_uniform
 from glm5.data.manifest import CorpusManifest, load_manifest
 from glm5.data.shards import TokenShards
 from glm5.errors import UsageError
-
-IGNORED = -100  # the target that no loss counts
-
-
-@dataclass(slots=True, frozen=True)
-class Phase:
-    """A stretch of training with one mixture.
-
-    A weight's name is a source, or a kind (`general`, `code`, `reasoning`), whose weight is shared among its sources in
-    proportion to their tokens.
-    """
-
-    name: str
-    until: float  # share of all tokens at which it ends; the last phase ends at 1.0
-    weights: Mapping[str, float]
+from glm5.recipe import Phase
 
 
 @dataclass(slots=True)
@@ -47,8 +33,10 @@ class Batch:
     """Rows of packed documents; all tensors are int64 [rows, context_length].
 
     Attributes:
-        targets: the next token; -100 where that token belongs to another document.
-        document_ids: 0, 1, 2, … within a row; attention must not cross from one to another.
+        targets: the next token.
+        document_ids: 0, 1, 2, … within a row; attention must not cross from one to another. The `<|endoftext|>` between
+            two documents belongs to the second: predicted as the end of one, it is what the other begins from. So a
+            document's first token is learned too, and generation from nothing starts with `<|endoftext|>`.
         positions: 0, 1, 2, … within a document; a document that goes on from an earlier row starts at 0 again.
         phase: of the first row.
         sources: of each row.
@@ -71,8 +59,8 @@ class MixtureLoader:
         """Open the corpus at `folder`; after `total_tokens` the last phase goes on.
 
         Raises:
-            UsageError: no corpus there; phases that do not ascend to 1.0; weights that are unknown, negative or sum to
-                0; a weighted source with fewer tokens than one row.
+            UsageError: no corpus there; phases that do not ascend to 1.0; a weight for an unknown source; a weighted
+                source with fewer tokens than one row.
         """
         if context_length < 1 or total_tokens < 1:
             raise UsageError(f"context_length {context_length} and total_tokens {total_tokens} must be positive")
@@ -122,9 +110,9 @@ class MixtureLoader:
             name = self._source_of(self._row)
             tokens, ends = self._streams[name].read(self._source_rows[name] * length, length + 1)
             input_ids[i] = tokens[:-1]
-            targets[i] = np.where(ends[:-1], IGNORED, tokens[1:])
-            document_ids[i] = np.cumsum(ends[:-1]) - ends[:-1]  # an end still belongs to the document it ends
-            positions[i] = _restart_after(ends[:-1])
+            targets[i] = tokens[1:]
+            document_ids[i] = np.cumsum(ends[:-1])
+            positions[i] = _restart_at(ends[:-1])
             self._source_rows[name] += 1
             self._row += 1
             sources.append(name)
@@ -190,7 +178,7 @@ class MixtureLoader:
 
     def _check_phases(self) -> None:
         ends = [phase.until for phase in self._phases]
-        if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
+        if not ends or ends != sorted(set(ends)) or ends[-1] != 1.0:
             raise UsageError(f"phases must end at ascending shares of the tokens, the last at 1.0, not at {ends}")
 
 
@@ -238,10 +226,6 @@ def _source_weights(phase: Phase, manifest: CorpusManifest) -> dict[str, float]:
     """The weight of each source in a phase, in the corpus's order; sources with none are left out."""
     weights = dict.fromkeys((entry.name for entry in manifest.sources), 0.0)
     for name, weight in phase.weights.items():
-        if not 0 <= weight < float("inf"):
-            raise UsageError(
-                f"phase {phase.name!r}: the weight of {name!r} must be a number of at least 0, not {weight}"
-            )
         members = [entry for entry in manifest.sources if name in (entry.name, entry.kind)]
         if not members:
             known = [*weights, *sorted({entry.kind for entry in manifest.sources})]
@@ -251,15 +235,10 @@ def _source_weights(phase: Phase, manifest: CorpusManifest) -> dict[str, float]:
         total = sum(entry.tokens for entry in members)
         for entry in members:
             weights[entry.name] += weight * entry.tokens / total
-    used = {name: weight for name, weight in weights.items() if weight > 0}
-    if not used:
-        raise UsageError(f"phase {phase.name!r}: the weights sum to 0")
-    return used
+    return {name: weight for name, weight in weights.items() if weight > 0}
 
 
-def _restart_after(ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, 2, … that begins anew after each 1 in `ends`."""
-    index = np.arange(len(ends), dtype=np.int64)
-    first = np.zeros_like(index)
-    first[1:] = np.where(ends[:-1] == 1, index[1:], 0)
-    return index - np.maximum.accumulate(first)
+def _restart_at(borders: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, 2, … that begins anew at each 1 in `borders`."""
+    index = np.arange(len(borders), dtype=np.int64)
+    return index - np.maximum.accumulate(index * borders)

@@ -44,7 +44,8 @@ class LatentAttention(nn.Module):
     def muon_split(self) -> dict[str, tuple[int, ...]]:
         """Rows of one head in each projection that Muon orthogonalises head by head (GLM-5 report §2.1, "Muon Split").
 
-        `kv_b_proj` holds a key block and a value block for every head: W_UK and W_UV are separate matrices in the report.
+        `kv_b_proj` holds a key block and a value block for every head: W_UK and W_UV are separate matrices in the
+        report.
         """
         return {"q_b_proj.weight": (self.nope + self.rope,), "kv_b_proj.weight": (self.nope, self.v_dim)}
 

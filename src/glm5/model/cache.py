@@ -11,8 +11,8 @@ from glm5.errors import UsageError
 class Cache:
     """Contiguous per-layer storage for tokens already seen: latent rows and index keys (MLA), or keys and values (GQA).
 
-    Sized once for a whole batch; the serving engine has a paged one. Positions and documents of the stored tokens are kept
-    too, so that padded and packed rows stay apart.
+    Sized once for a whole batch; the serving engine has a paged one. Positions and documents of the stored tokens are
+    kept too, so that padded and packed rows stay apart.
     """
 
     def __init__(self, batch: int, capacity: int) -> None:

@@ -1,13 +1,14 @@
 """Checkpoints in Hugging Face form: `config.json` beside sharded safetensors under the released names.
 
 In memory the experts of a layer are two stacked tensors and the prediction layer is a module of its own; on disk every
-expert has three matrices and the prediction layer is `model.layers.<num_hidden_layers>`. `tensor_slots` is the one table of
-that difference, and everything here reads it: saving, loading, checking that nothing is missing, surplus or misshapen.
+expert has three matrices and the prediction layer is `model.layers.<num_hidden_layers>`. `tensor_slots` is the one
+table of that difference, and everything here reads it: saving, loading, checking that nothing is missing, surplus or
+misshapen.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ def tensor_slots(model: Transformer) -> dict[str, Slot]:
     slots: dict[str, Slot] = {}
     for name in _parameters(model):
         stored = _stored_name(name, config.num_hidden_layers)
-        if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj"):
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             stem = stored.rpartition(".")[0]
             for expert in range(config.n_routed_experts):
                 if name.endswith("down_proj"):
@@ -60,7 +61,7 @@ def tensor_slots(model: Transformer) -> dict[str, Slot]:
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; a tied head counts once."""
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     tensors.update((name, buffer) for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias"))
     return tensors
 
@@ -81,13 +82,15 @@ def save_checkpoint(
 ) -> None:
     """Write `config.json` and the weights into `folder`, which must exist.
 
-    Under data parallelism every rank must call this (sharded parameters are gathered one at a time); the first one writes.
+    Under data parallelism every rank must call this (sharded parameters are gathered one at a time); the first one
+    writes.
 
     Args:
         dtype: to store; the parameters' own when absent. The router's selection bias stays fp32.
 
     Raises:
-        GLM5Error: the disk is full or not writable. Whatever stood in `folder` before is not safe: write to a fresh one.
+        GLM5Error: the disk is full or not writable. Whatever stood in `folder` before is not safe: write to a fresh
+        one.
     """
     parameters = _parameters(model)
     slots = tensor_slots(model)
@@ -113,7 +116,9 @@ def save_checkpoint(
                 _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
             _write_json(folder / "config.json", model.config.to_hf(str(stored_dtype).removeprefix("torch.")))
     except (OSError, SafetensorError) as error:
-        raise GLM5Error(f"cannot write the checkpoint to {folder}: {error}. Free some space and start again.") from error
+        raise GLM5Error(
+            f"cannot write the checkpoint to {folder}: {error}. Free some space and start again."
+        ) from error
 
 
 def _plan_shards(
@@ -172,6 +177,8 @@ def read_config(folder: Path) -> ModelConfig:
         raise UsageError(f"{folder} is not a checkpoint: it has no config.json") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} cannot be read: it holds no JSON object")
     return ModelConfig.from_hf(values, str(path))
 
 
@@ -195,6 +202,8 @@ def load_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> Transform
         _check_names(model, config, where, folder)
         model.to_empty(device="cpu")
         model.to(dtype or _stored_dtype(where))
+        if config.tie_word_embeddings:  # to_empty gave each its own memory
+            model.lm_head.weight = model.model.embed_tokens.weight
         parameters = _parameters(model)
         for name, slot in tensor_slots(model).items():
             target = slot.view(parameters[slot.parameter].detach())
@@ -212,7 +221,7 @@ def _open_shards(folder: Path, files: ExitStack) -> dict[str, Any]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise GLM5Error(f"{index} is not a weight index: {error}") from error
     else:
         names = [WEIGHTS]
@@ -230,7 +239,8 @@ def _open_shards(folder: Path, files: ExitStack) -> dict[str, Any]:
 
 
 def _is_duplicate(name: str, config: ModelConfig) -> bool:
-    """Some publishers repeat the shared embedding and head in the prediction layer, or indexers in layers that share."""
+    """Some publishers repeat the shared embedding and head in the prediction layer, or indexers in layers that
+    share."""
     prefix = f"model.layers.{config.num_hidden_layers}."
     if name in (f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight"):
         return True

@@ -20,7 +20,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from glm5.errors import UsageError
 
 IndexerType = Literal["full", "shared"]
-MODEL_TYPES = {"glm_moe_dsa": "GlmMoeDsaForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM"}
+MODEL_TYPES = {
+    "glm_moe_dsa": "GlmMoeDsaForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
+}
 
 LATENT_NORM_EPS = 1e-6  # of q_a_layernorm, kv_a_layernorm and the indexer's k_norm, whatever rms_norm_eps says
 
@@ -103,28 +107,32 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, value in self:
-            if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
                 raise ValueError(f"{name} = {value} must not be negative")
-        positive = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-        for name in positive:
+        for name in self._needed():
             if getattr(self, name) == 0:
-                raise ValueError(f"{name} must be at least 1")
-        if self.attention == "mla":
-            for name in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-                if getattr(self, name) == 0:
-                    raise ValueError(f"{name} must be at least 1 with attention = 'mla'")
-            if self.qk_rope_head_dim % 2:
-                raise ValueError(f"qk_rope_head_dim = {self.qk_rope_head_dim} must be even: rotary works on pairs")
-        elif self.num_attention_heads % max(self.num_key_value_heads, 1):
-            raise ValueError(
-                f"num_key_value_heads = {self.num_key_value_heads} must divide num_attention_heads = {self.num_attention_heads}"
-            )
+                raise ValueError(f"{name} must not be 0 in this network")
+        if self.attention == "mla" and self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim = {self.qk_rope_head_dim} must be even: rotary works on pairs")
+        if self.attention == "gqa":
+            if self.num_attention_heads % self.num_key_value_heads:
+                raise ValueError(
+                    f"num_key_value_heads = {self.num_key_value_heads} must divide"
+                    f" num_attention_heads = {self.num_attention_heads}"
+                )
+            if int(self.head_dim * self.partial_rotary_factor) % 2 or self.partial_rotary_factor > 1:
+                raise ValueError(
+                    f"partial_rotary_factor = {self.partial_rotary_factor} of head_dim = {self.head_dim} must be"
+                    " an even number of dimensions, no more than there are: rotary works on pairs"
+                )
         if self.has_indexer and self.index_head_dim < self.qk_rope_head_dim:
-            raise ValueError(f"index_head_dim = {self.index_head_dim} is smaller than its rotary part, {self.qk_rope_head_dim}")
+            raise ValueError(
+                f"index_head_dim = {self.index_head_dim} is smaller than its rotary part, {self.qk_rope_head_dim}"
+            )
         if self.indexer_types:
             if len(self.indexer_types) != self.num_hidden_layers:
                 raise ValueError(
-                    f"indexer_types has {len(self.indexer_types)} entries for num_hidden_layers = {self.num_hidden_layers}"
+                    f"indexer_types has {len(self.indexer_types)} entries for {self.num_hidden_layers} layers"
                 )
             if self.indexer_types[0] != "full":
                 raise ValueError("indexer_types: the first layer has nobody to share with and must be 'full'")
@@ -132,11 +140,28 @@ class ModelConfig(BaseModel):
             1 <= self.num_experts_per_tok <= self.n_routed_experts
         ):
             raise ValueError(
-                f"num_experts_per_tok = {self.num_experts_per_tok} must be between 1 and n_routed_experts = {self.n_routed_experts}"
+                f"num_experts_per_tok = {self.num_experts_per_tok} must be between 1 and"
+                f" n_routed_experts = {self.n_routed_experts}"
             )
         if self.num_nextn_predict_layers > 1:
             raise ValueError("num_nextn_predict_layers must be 0 or 1: GLM-5's prediction depths share one layer")
         return self
+
+    def _needed(self) -> list[str]:
+        """Sizes that must not be zero, given which parts this network has."""
+        names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"]
+        names += ["max_position_embeddings", "rope_theta"]
+        if self.attention == "mla":
+            names += ["q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"]
+        else:
+            names += ["num_key_value_heads", "head_dim"]
+        if self.has_indexer:
+            names += ["index_n_heads"]
+        if self.is_dense(0):
+            names += ["intermediate_size"]
+        if not self.is_dense(self.num_hidden_layers - 1):
+            names += ["moe_intermediate_size"]
+        return names
 
     @classmethod
     def build(cls, values: Mapping[str, Any], origin: str) -> Self:
@@ -208,14 +233,18 @@ class ModelConfig(BaseModel):
         """
         model_type = values.get("model_type")
         if model_type not in MODEL_TYPES:
-            raise UsageError(f"{origin}: model_type is '{model_type}'; this network reads {', '.join(sorted(MODEL_TYPES))}")
+            raise UsageError(
+                f"{origin}: model_type is '{model_type}'; this network reads {', '.join(sorted(MODEL_TYPES))}"
+            )
         known = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
         rope = values.get("rope_parameters") or {}
         if rope.get("rope_type", "default") != "default" or values.get("rope_scaling"):
             raise UsageError(f"{origin}: scaled rotary embedding is not part of GLM-5; rope_type must be 'default'")
         known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 1_000_000.0))
         if values.get("n_group", 1) != 1:
-            raise UsageError(f"{origin}: n_group = {values['n_group']}: grouped routing is not part of GLM (n_group = 1)")
+            raise UsageError(
+                f"{origin}: n_group = {values['n_group']}: grouped routing is not part of GLM (n_group = 1)"
+            )
         known["attention"] = "gqa" if model_type == "glm4_moe" else "mla"
         if model_type != "glm_moe_dsa":
             known["index_topk"] = 0
@@ -227,6 +256,8 @@ class ModelConfig(BaseModel):
         else:
             known.pop("head_dim", None)
         known.setdefault("num_nextn_predict_layers", 0)
+        known["pad_token_id"] = values.get("pad_token_id")
+        known.setdefault("eos_token_id", ())
         if isinstance(known.get("eos_token_id"), int):
             known["eos_token_id"] = (known["eos_token_id"],)
         return cls.build(known, origin)

@@ -30,7 +30,7 @@ class ParameterCounts:
         """Bytes of the stored weights in each precision."""
         return {name: self.stored * size for name, size in BYTES_PER_PARAMETER.items()}
 
-    def kept(self) -> dict[str, int]:
+    def headline(self) -> dict[str, int]:
         """The three headline numbers."""
         return {"total": self.total, "stored": self.stored, "active": self.active}
 

@@ -2,8 +2,9 @@
 
     s = sigmoid(W_g x) in fp32        choose the top 8 of s + b        weight = s / sum of chosen s * 2.5
 
-The bias b only decides *who* is chosen, never with what weight; the optimiser does not touch it, the balancing rule moves it
-after every step (auxiliary-loss-free balancing, DeepSeek-V3 §2.1.2; GLM-4.5 §2.4 adds a small sequence-level loss).
+The bias b only decides *who* is chosen, never with what weight; the optimiser does not touch it, the balancing rule
+moves it after every step (auxiliary-loss-free balancing, DeepSeek-V3 §2.1.2; GLM-4.5 §2.4 adds a small sequence-level
+loss).
 """
 
 from typing import NamedTuple

@@ -2,8 +2,8 @@
 
     I[t, s] = sum_j  w[t, j] * relu(q[t, j] · k[s])        q: 32 heads of 128, k: one key a token, w: fp32
 
-(DeepSeek-V3.2 eq. 1; GLM-5 report §2.1.1.) The query comes from the *normed* query latent of the main attention, the key
-through a LayerNorm with bias. Rotary is on the first `qk_rope_head_dim` dimensions and **interleaved**, unlike
+(DeepSeek-V3.2 eq. 1; GLM-5 report §2.1.1.) The query comes from the *normed* query latent of the main attention, the
+key through a LayerNorm with bias. Rotary is on the first `qk_rope_head_dim` dimensions and **interleaved**, unlike
 DeepSeek-V3.2's. The weights may be negative, so scores may be: nothing here assumes a floor of zero.
 """
 

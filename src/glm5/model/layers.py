@@ -1,7 +1,7 @@
 """The two layers everything is made of: a linear map and a root-mean-square norm.
 
-Weights may be kept in fp32 while activations are bf16 (training), or both may be bf16 (serving): each layer computes in the
-dtype of what it is given. That makes mixed precision visible in the code instead of a mode that is on or off.
+Weights may be kept in fp32 while activations are bf16 (training), or both may be bf16 (serving): each layer computes
+in the dtype of what it is given. That makes mixed precision visible in the code instead of a mode that is on or off.
 """
 
 import torch

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from glm5.model.attention import GroupedQueryAttention, LatentAttention
 from glm5.model.cache import Cache, Frame
@@ -43,11 +44,17 @@ class Block(nn.Module):
         )
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size) if config.is_dense(layer) else MoE(config)
+        self.recompute = False  # activation checkpointing: keep only this block's input for backward
 
-    def forward(
+    def forward(self, x: Tensor, frame: Frame, selected: Tensor | None) -> tuple[Tensor, Tensor | None, Routing | None]:
+        """[B, T, d] -> [B, T, d], the selection in force, and the router's record if there is a router."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, frame, selected, use_reentrant=False)
+        return self._forward(x, frame, selected)
+
+    def _forward(
         self, x: Tensor, frame: Frame, selected: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Routing | None]:
-        """[B, T, d] -> [B, T, d], the selection in force, and the router's record if there is a router."""
         attended, selected = self.self_attn(self.input_layernorm(x), frame, selected)
         x = x + attended
         normed = self.post_attention_layernorm(x)
@@ -72,8 +79,8 @@ class Decoder(nn.Module):
 class PredictionLayer(nn.Module):
     """Multi-token prediction: from a token's hidden state and the *next* token to the hidden state of that next token.
 
-    Applied d times it predicts d tokens further ahead, with the same parameters each time (GLM-5 report §2.1). It is stored
-    as layer `num_hidden_layers` and shares embedding and head with the network.
+    Applied d times it predicts d tokens further ahead, with the same parameters each time (GLM-5 report §2.1). It is
+    stored as layer `num_hidden_layers` and shares embedding and head with the network.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -94,7 +101,8 @@ class PredictionLayer(nn.Module):
         Returns:
             [B, T, d] after this layer's norm: input of the head and of the next depth.
         """
-        # The embedding comes first in the concatenation: DeepSeek's checkpoints and GLM's fix the order of eh_proj's columns.
+        # The embedding comes first in the concatenation: DeepSeek's checkpoints and GLM's fix the order of eh_proj's
+        # columns.
         x = self.eh_proj(torch.cat([self.enorm(next_embedding), self.hnorm(hidden)], dim=-1))
         x, _, routing = self.block(x, frame, None)
         return self.norm(x), routing
@@ -147,6 +155,14 @@ class Transformer(nn.Module):
             cache.commit(input_ids.shape[1])
         return Output(self.model.norm(x), routing)
 
+    def checkpoint_activations(self) -> None:
+        """From now on keep only the blocks' inputs for backward and recompute the rest: less memory, a third more work.
+
+        The router's statistics are outputs of a block, not side effects, so recomputing does not count a token twice.
+        """
+        for block in [*self.model.layers, *([] if self.mtp is None else [self.mtp.block])]:
+            block.recompute = True
+
     def embed(self, input_ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Token embeddings in the dtype activations shall have: [B, T] -> [B, T, d]."""
         return self.model.embed_tokens(input_ids).to(dtype or self.model.embed_tokens.weight.dtype)
@@ -170,13 +186,19 @@ class Transformer(nn.Module):
         start = 0 if cache is None else cache.length
         if positions is None:
             positions = torch.arange(start, start + length, device=input_ids.device).expand(batch, length)
-        rotary = config.qk_rope_head_dim if config.attention == "mla" else int(config.head_dim * config.partial_rotary_factor)
+        rotary = (
+            config.qk_rope_head_dim
+            if config.attention == "mla"
+            else int(config.head_dim * config.partial_rotary_factor)
+        )
         cos, sin = rotary_tables(positions, rotary, config.rope_theta)
         sparse = sparse and config.has_indexer
         visible = None
         if document_ids is not None or cache is not None or absorbed or (sparse and length > config.index_topk):
             documents = torch.zeros_like(positions) if document_ids is None else document_ids
-            key_positions, key_documents = (positions, documents) if cache is None else cache.begin(positions, documents)
+            key_positions, key_documents = (
+                (positions, documents) if cache is None else cache.begin(positions, documents)
+            )
             visible = visibility(positions, documents, key_positions, key_documents)
         return Frame(cos, sin, visible, sparse, absorbed, cache)
 

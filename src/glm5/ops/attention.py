@@ -1,9 +1,9 @@
 """Attention cores: expanded (keys and values per head) and absorbed (one latent row per token, shared by all heads).
 
 Both compute softmax(q·k · scale)·v over the visible keys. The absorbed form folds W_UK into the query and W_UV into the
-output, so its "key" is the 512+64-wide cache row and its "value" the first 512 numbers of the same row (GLM-5 report §2.1;
-DeepSeek-V2 §2.1). It reads each cache row once for all heads, which is what decoding wants; the expanded form needs fewer
-operations per pair, which is what training and short prefill want.
+output, so its "key" is the 512+64-wide cache row and its "value" the first 512 numbers of the same row (GLM-5 report
+§2.1; DeepSeek-V2 §2.1). It reads each cache row once for all heads, which is what decoding wants; the expanded form
+needs fewer operations per pair, which is what training and short prefill want.
 """
 
 from typing import Any
@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def visibility(query_positions: Tensor, query_documents: Tensor, key_positions: Tensor, key_documents: Tensor) -> Tensor:
+def visibility(
+    query_positions: Tensor, query_documents: Tensor, key_positions: Tensor, key_documents: Tensor
+) -> Tensor:
     """Which keys each query may see: its own document, at or before its own position.
 
     Args:
@@ -39,7 +41,7 @@ def expanded_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, 
     """
     trains_on_cpu = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
     if trains_on_cpu and q.shape[2] == k.shape[2] <= _BLOCKED_MAX_LENGTH and q.shape[1] == k.shape[1]:
-        return _BlockedCausalAttention.apply(q, k, v, visible, scale)  # type: ignore[no-any-return]
+        return _BlockedCausalAttention.apply(q, k, v, visible, scale)
     width = v.shape[-1]
     if width < q.shape[-1] and q.device.type == "cpu":
         # The fused CPU kernel wants equal widths; zero columns cost less than falling back to materialised scores.
@@ -70,7 +72,9 @@ class _BlockedCausalAttention(torch.autograd.Function):
         k, v = k.flatten(0, 1), v.flatten(0, 1)
         out = v.new_empty(batch * heads, length, v.shape[-1])
         future = torch.full((_BLOCK, _BLOCK), float("-inf"), dtype=q.dtype).triu(1)
-        hidden = None if visible is None else torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, float("-inf"))
+        hidden = (
+            None if visible is None else torch.zeros_like(visible, dtype=q.dtype).masked_fill_(~visible, float("-inf"))
+        )
         probabilities = []
         for start in range(0, length, _BLOCK):
             end = min(start + _BLOCK, length)

@@ -1,9 +1,9 @@
 """Routed experts: each token's k chosen SwiGLU experts, weighted and summed.
 
-Tokens are sorted by expert, so that every expert is two matrix products over a contiguous slice, and brought back by the
-inverse permutation. Both directions are gathers, never scatters: the result does not depend on the order of additions,
-hence not on the number of threads. The whole thing is one custom operator, opaque to `torch.compile`, because the slice
-sizes depend on data; around it everything else can be compiled into one graph.
+Tokens are sorted by expert, so that every expert is two matrix products over a contiguous slice, and brought back by
+the inverse permutation. Both directions are gathers, never scatters: the result does not depend on the order of
+additions, hence not on the number of threads. The whole thing is one custom operator, opaque to `torch.compile`,
+because the slice sizes depend on data; around it everything else can be compiled into one graph.
 """
 
 import torch
@@ -64,7 +64,7 @@ def _grouped_experts(
         gate, up = pre[rows].chunk(2, dim=-1)
         torch.mm(F.silu(gate) * up, down[expert].T, out=out[rows])
         start += count
-    combined = (out[place].view(*chosen.shape, -1) * weights.to(x.dtype)[..., None]).sum(1)
+    combined = (out[place].unflatten(0, chosen.shape) * weights.to(x.dtype)[..., None]).sum(1)
     return combined, pre, out, order
 
 
@@ -108,7 +108,7 @@ def _grouped_experts_backward(
         torch.mm(grad_pre.T, sorted_x[rows], out=grad_gate_up[expert])
         torch.mm(grad_pre, gate_up[expert], out=grad_sorted_x[rows])
         start += count
-    grad_x = grad_sorted_x[place].view(*chosen.shape, -1).sum(1)
+    grad_x = grad_sorted_x[place].unflatten(0, chosen.shape).sum(1)
     return grad_x, grad_gate_up, grad_down, grad_weights
 
 

@@ -1,8 +1,8 @@
 """Output projection and cross-entropy in one, chunk by chunk over tokens.
 
-The logits of a whole batch are the largest tensor of a training step (a 4K row of GLM-5 is 2.5 GB in fp32). Here each chunk
-of tokens is projected, scored, differentiated and freed before the next one is touched (GLM-5 report §2.4.1, "sequence-chunked
-output projection"): peak memory is one chunk of logits, whatever the batch.
+The logits of a whole batch are the largest tensor of a training step (a 4K row of GLM-5 is 2.5 GB in fp32). Here each
+chunk of tokens is projected, scored, differentiated and freed before the next one is touched (GLM-5 report §2.4.1,
+"sequence-chunked output projection"): peak memory is one chunk of logits, whatever the batch.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def linear_cross_entropy(
         loss: scalar fp32, sum of `token_weights * nll`.
         nll: fp32 [N], nats per token, 0 where there is no target; detached.
     """
-    return _LinearCrossEntropy.apply(hidden, head, targets, token_weights, chunk_tokens)  # type: ignore[no-any-return]
+    return _LinearCrossEntropy.apply(hidden, head, targets, token_weights, chunk_tokens)
 
 
 @torch.no_grad()
@@ -39,7 +39,9 @@ def token_nll(hidden: Tensor, head: Tensor, targets: Tensor, chunk_tokens: int) 
     parts = []
     for rows in range(0, hidden.shape[0], chunk_tokens):
         logits = F.linear(hidden[rows : rows + chunk_tokens], head.to(hidden.dtype)).float()
-        parts.append(F.cross_entropy(logits, targets[rows : rows + chunk_tokens], ignore_index=IGNORE, reduction="none"))
+        parts.append(
+            F.cross_entropy(logits, targets[rows : rows + chunk_tokens], ignore_index=IGNORE, reduction="none")
+        )
     return torch.cat(parts)
 
 

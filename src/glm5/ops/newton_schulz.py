@@ -2,8 +2,8 @@
 
     X <- a X + (b A + c A²) X,  A = X Xᵀ        (Jordan 2024; Liu et al. 2025, arXiv 2502.16982)
 
-The coefficients maximise the slope at zero instead of converging exactly: singular values end up between about 0.7 and 1.2,
-which trains as well as U Vᵀ and needs five steps only.
+The coefficients maximise the slope at zero instead of converging exactly: singular values end up between about 0.7
+and 1.2, which trains as well as U Vᵀ and needs five steps only.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Rotary position embedding in the two layouts the GLM family uses.
 
-GLM-5 rotates *interleaved* pairs (x0, x1), (x2, x3), ... in its attention **and** in its indexer; GLM-4.5's grouped-query
-attention rotates half-split pairs (x0, x[d/2]), ... Using the wrong one in the indexer is invisible until the context
-outgrows top-k, which is why each layout has its own function and neither is a default.
+GLM-5 rotates *interleaved* pairs (x0, x1), (x2, x3), ... in its attention **and** in its indexer; GLM-4.5's
+grouped-query attention rotates half-split pairs (x0, x[d/2]), ... Using the wrong one in the indexer is invisible
+until the context outgrows top-k, which is why each layout has its own function and neither is a default.
 
 The interleaved rotation writes its result half-split, [evens | odds]: queries and keys are permuted alike, so every dot
 product is unchanged and the pairs need not be woven together again.
@@ -23,7 +23,8 @@ def rotary_tables(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Te
     Returns:
         cos, sin: fp32, each [B, T, dim / 2].
     """
-    # The exponents are spelled out in fp32 exactly as the released code does: bitwise equal tables, not just close ones.
+    # The exponents are spelled out in fp32 exactly as the released code does: bitwise equal tables, not just close
+    # ones.
     exponent = torch.arange(0, dim, 2, dtype=torch.int64, device=positions.device).float() / dim
     inverse_frequency = 1.0 / (theta**exponent)
     angles = positions[..., None].float() * inverse_frequency

@@ -1,9 +1,9 @@
 """Deterministic top-k with a stated tie rule.
 
 The indexer's ReLU makes many scores exactly zero, so ties at the boundary are ordinary. GLM-5's report found that a
-non-deterministic top-k ruins reinforcement learning within a few steps. The rule here: **higher score first, then smaller
-position**; chosen positions are returned in ascending order. The same set comes out in training, prefill and decode, on
-any device and at any batch size.
+non-deterministic top-k ruins reinforcement learning within a few steps. The rule here: **higher score first, then
+smaller position**; chosen positions are returned in ascending order. The same set comes out in training, prefill and
+decode, on any device and at any batch size.
 """
 
 import torch

@@ -62,6 +62,7 @@ def run_recipe(
     console = console or Console(stderr=True)
     with _locked(recipe.output):
         log = RunLog(recipe.output, recipe, origin)
+        log.save()
         write_atomically(recipe.output / "recipe.toml", recipe.to_toml())
         earlier: list[StageRecord] = []
         for name in recipe.stages:
@@ -147,16 +148,15 @@ def _leave(record: StageRecord, reason: str, console: Console, *, skipped: bool)
 
 
 def _prepare(record: StageRecord, context: StageContext, reason: str) -> None:
-    """Make the stage's folder: a new one if there is a reason to begin anew, else the one that was left."""
+    """Clear the stage's place if there is a reason to begin anew; else leave it for the stage to go on from."""
     folder = context.folder
-    occupied = folder.exists() and any(folder.iterdir())
     if not reason:
         words = f"continues; it was {record.status}"
-    elif record.status in ("pending", "skipped") and not occupied:
+    elif record.status in ("pending", "skipped") and not folder.exists():
         words = "begins"
     else:
         words = f"begins anew: {reason}"
-    if reason and occupied:
+    if reason and folder.exists():
         # Never deleted: a setting changed by accident must not cost a day of training.
         candidates = (folder.with_name(f"{folder.name}.old{number}") for number in count(1))
         aside = next(path for path in candidates if not path.exists())
@@ -165,7 +165,6 @@ def _prepare(record: StageRecord, context: StageContext, reason: str) -> None:
     _tell(context.console, record.name, words)
     if reason:
         record.seconds, record.started = 0.0, time.time()
-    folder.mkdir(exist_ok=True)
 
 
 def _run_stage(stage: Stage, record: StageRecord, context: StageContext, log: RunLog) -> None:

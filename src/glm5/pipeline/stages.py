@@ -21,7 +21,7 @@ class StageContext:
     """What a stage is given: the resolved recipe, its own folder, the run's folder, and where to talk to people."""
 
     recipe: Recipe
-    folder: Path  # exists; empty, or what an interrupted attempt at the same work left
+    folder: Path  # the stage makes it; it is there already if an interrupted attempt at the same work left something
     run: Path
     console: Console
 
@@ -73,7 +73,7 @@ _PRETRAIN = Stage(
     settings=("seed", "model", "pretrain"),
     adjustable=(
         "pretrain.tokens_per_microbatch",
-        "pretrain.compile",
+        "pretrain.processes",
         "pretrain.activation_checkpointing",
         "pretrain.loss_chunk_tokens",
         "pretrain.eval_every_steps",
@@ -92,7 +92,7 @@ _REPORT = Stage(
     name="report",
     function="glm5.report.stage:write_report",
     settings=("name",),
-    outputs=lambda recipe: [recipe.output / "report/index.html"],
+    outputs=lambda recipe: [recipe.output / "report.html"],
 )
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in (_TOKENIZER, _DATA, _PRETRAIN, _REPORT)}

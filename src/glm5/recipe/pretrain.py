@@ -23,7 +23,8 @@ class Phase(Section):
     name: str = Field(min_length=1, description="What this stretch is called in curves and logs.")
     until: float = Field(gt=0, le=1, description="Where it ends, as a share of pretrain.tokens; the last ends at 1.0.")
     weights: dict[str, NonNegativeFloat] = Field(
-        min_length=1, description="How often each source is drawn, relative to the others; 0 or absent is never."
+        min_length=1,
+        description="How often a source, or a kind (general, code, reasoning), is drawn relative to the others.",
     )
 
     def problems(self) -> Iterator[Problem]:
@@ -100,8 +101,10 @@ class PretrainSection(Section):
     )
 
     # memory and speed
+    processes: Positive = Field(
+        1, description="Data-parallel processes on this machine; on a cluster torchrun starts them instead. [ours]"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Precision of the matrix products. [ours]")
-    compile: bool = Field(False, description="Compile the network before training; needs a C++ compiler. [ours]")
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass instead of keeping them. [GLM-5 §2.4]"
     )

@@ -7,6 +7,8 @@ from pydantic import Field
 
 from glm5.recipe.pretrain import PretrainSection
 from glm5.recipe.sections import (
+    KINDS,
+    SOURCE_SETS,
     Count,
     DataSection,
     ModelSection,
@@ -18,7 +20,7 @@ from glm5.recipe.toml import to_toml
 
 
 class Recipe(Section):
-    """Everything that decides a run. Two runs of equal recipes on equal machines give equal weights."""
+    """Everything that decides a run."""
 
     name: str = Field(min_length=1, description="What the run is called on its report.")
     output: Path = Field(strict=False, description="Folder for all the run makes, from where the command is started.")
@@ -37,21 +39,18 @@ class Recipe(Section):
         """Rules between sections: the mixture draws from the sources there are, and forgets none."""
         for repeated in sorted({name for name in self.stages if self.stages.count(name) > 1}):
             yield Problem(("stages",), f"names '{repeated}' twice")
-        mentioned: set[str] = set()
+        weighed: set[str] = set()
         for index, phase in enumerate(self.pretrain.phases):
-            mentioned |= phase.weights.keys()
+            weighed |= phase.weights.keys()
             for name in phase.weights:
-                if name not in self.data.sources:
-                    yield Problem(
-                        ("pretrain", "phases", index, "weights", name),
-                        "weighs a source that data.sources does not name",
-                    )
-        for name in self.data.sources:
-            if name not in mentioned:
-                yield Problem(
-                    ("data", "sources"),
-                    f"names '{name}', but no phase of pretrain.phases has a weight for it; weight 0 only holds it out",
-                )
+                if name not in KINDS and (wrong := self.data.not_one_source(name)):
+                    key = ("pretrain", "phases", index, "weights", name)
+                    yield Problem(key, f"{wrong}; kinds may be weighed too: {', '.join(KINDS)}")
+        if weighed.isdisjoint(KINDS):
+            for name in self.data.sources:
+                if name not in weighed and name not in SOURCE_SETS:
+                    text = f"names '{name}', which no phase of pretrain.phases weighs; weight 0 only holds it out"
+                    yield Problem(("data", "sources"), text)
 
     def to_toml(self) -> str:
         """This recipe as TOML, defaults included. Loading it gives an equal recipe."""

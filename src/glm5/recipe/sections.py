@@ -11,6 +11,10 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
+KINDS = ("general", "code", "reasoning")  # every source is of one kind; a weight may be given to a whole kind
+SOURCE_SETS = ("debian-permissive", "debian-copyleft")  # each stands for many sources, whose names begin with
+MEMBER_PREFIX = "debian:"
+
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -118,8 +122,17 @@ class DataSection(Section):
         for repeated in sorted({name for name in self.sources if self.sources.count(name) > 1}):
             yield Problem(("sources",), f"names '{repeated}' twice")
         for name in self.max_bytes if isinstance(self.max_bytes, dict) else ():
-            if name not in self.sources:
-                yield Problem(("max_bytes", name), "limits a source that data.sources does not name")
+            if wrong := self.not_one_source(name):
+                yield Problem(("max_bytes", name), wrong)
+
+    def not_one_source(self, name: str) -> str:
+        """Why `name` is not one of the sources that are read; empty if it is."""
+        sets = [source for source in self.sources if source in SOURCE_SETS]
+        if name in sets:
+            return f"stands for many sources; name its members instead, as {MEMBER_PREFIX}PACKAGE"
+        if name in self.sources or (sets and name.startswith(MEMBER_PREFIX)):
+            return ""
+        return "is not named in data.sources"
 
 
 def _is_plain(value: object) -> bool:

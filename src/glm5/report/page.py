@@ -65,7 +65,7 @@ def render(run: Run) -> str:
     """The whole page, as text."""
     views = [_view(stage) for stage in run.stages]
     environment = Environment(
-        loader=PackageLoader("glm5.report", "."), autoescape=False, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("glm5.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
         count=words.count,

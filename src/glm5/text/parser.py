@@ -171,9 +171,9 @@ class OutputParser:
             self._give_back()
         if self.state is State.REASONING and not truncated and not self._answered and "".join(self._thought).strip():
             self._events += [ReasoningRetracted(), ContentDelta("".join(self._thought))]
+        self._release_newline()
         if self.state in (State.ARGUMENTS, State.KEY, State.AFTER_KEY, State.VALUE):
             self._events.append(ToolCallCut(self._index, self._unsent()))
-        self._release_newline()
 
     def take_events(self) -> list[Event]:
         """The events since the last call of this."""

@@ -97,4 +97,6 @@ def read_metrics(path: Path) -> Iterator[Record]:
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 return
-            raise GLM5Error(f"{path}:{number} is not a metrics record ({error}); move the file away to go on") from error
+            raise GLM5Error(
+                f"{path}:{number} is not a metrics record ({error}); move the file away to go on"
+            ) from error

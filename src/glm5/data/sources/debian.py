@@ -47,9 +47,6 @@ PERMISSIVE = (
     Package("postgresql-doc-15", "PostgreSQL", decoders.html_page, ("*/html/*.html",), _INDEX_PAGES),
     Package("sqlite3-doc", "Public domain", decoders.html_page, ("usr/share/doc/sqlite3/*.html",), _INDEX_PAGES),
     Package(
-        "python-sympy-doc", "BSD-3-Clause", decoders.html_page, ("*/html/*.html",), (*_INDEX_PAGES, "*/_modules/*")
-    ),
-    Package(
         "rust-doc",
         "MIT OR Apache-2.0",
         decoders.html_page,
@@ -64,10 +61,12 @@ PERMISSIVE = (
 )
 COPYLEFT = (
     Package("dict-foldoc", "GFDL-1.1-or-later", decoders.dictd, ("*.dict.dz",)),
-    Package("dict-gcide", "GPL-3.0-or-later", decoders.dictd, ("*.dict.dz",)),
+    Package("dict-gcide", "GPL-2.0-or-later", decoders.dictd, ("*.dict.dz",)),
     Package("fortunes-zh", "GPL-3.0-or-later", decoders.fortunes, ("usr/share/games/fortunes/*",), ("*.dat", "*.u8")),
     Package("fortunes-ru", "GPL-2.0-or-later", decoders.fortunes, ("usr/share/games/fortunes/*",), ("*.dat", "*.u8")),
-    Package("manpages-zh", "GFDL-1.2-or-later", decoders.manual_page, ("usr/share/man/zh_CN/*.gz",)),
+    Package(
+        "manpages-zh", "GFDL-1.2-or-later AND GPL-2.0-or-later", decoders.manual_page, ("usr/share/man/zh_CN/*.gz",)
+    ),
     Package("manpages-ru", "GPL-3.0-or-later", decoders.manual_page, ("usr/share/man/ru/*.gz",)),
 )
 

@@ -91,13 +91,9 @@ def manual_page(path: Path) -> Texts:
         else:
             lines.append(line)
     text = re.sub(r"\\f(\[\w*\]|\(..|.)|\\s[-+]?\d|\\[,/&|^]", "", "\n".join(lines))
-    text = (
-        re.sub(r"\\\(e[mn]", "-", text)
-        .replace("\\-", "-")
-        .replace("\\(aq", "'")
-        .replace("\\e", "\\")
-        .replace("\\ ", " ")
-    )
+    text = re.sub(r"\\\(e[mn]", "-", text)
+    for escape, character in (("\\-", "-"), ("\\(aq", "'"), ("\\ ", " "), ("\\e", "\\")):  # the backslash itself last
+        text = text.replace(escape, character)
     yield "", re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -107,7 +103,7 @@ class _PageText(HTMLParser):
     _HIDDEN = frozenset({"script", "style", "nav", "head", "svg", "button", "form", "noscript"})
     _BLOCKS = frozenset({"p", "div", "section", "blockquote", "pre", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6"})
     _BLOCKS |= {"ul", "ol", "li", "dl", "dt", "dd", "table", "tr"}
-    _MENUS = re.compile(r"nav|menu|sidebar|header|footer|toc|related|skip", re.IGNORECASE)
+    _MENUS = re.compile(r"\b(nav\w*|\w*menu|\w*sidebar|footer|toc|toctree|related)\b", re.IGNORECASE)
     _VOID = frozenset({"br", "hr", "img", "input", "link", "meta", "col", "area", "base", "wbr", "source"})
 
     def __init__(self) -> None:
@@ -148,7 +144,7 @@ class _PageText(HTMLParser):
         return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
     def _is_menu(self, attrs: list[tuple[str, str | None]]) -> bool:
-        names = " ".join(value or "" for name, value in attrs if name in ("class", "id", "role"))
+        names = " ".join(value or "" for name, value in attrs if name in ("class", "role"))
         return bool(self._MENUS.search(names))
 
 

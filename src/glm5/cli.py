@@ -1,0 +1,315 @@
+"""The command line: one short function a command.
+
+Scripts rely on this: with `--json` a command prints exactly one JSON object on stdout, progress and words go to
+stderr, and the exit code is 0 for done, 1 for failed, 2 for wrong use, 130 for interrupted. Heavy imports happen
+inside the commands, so that help is instant and commands that need no torch run without it.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import glm5
+from glm5.errors import GLM5Error, UsageError
+
+app = typer.Typer(
+    name="glm5",
+    help="GLM-5 in readable Python: train it, look into it, talk to it. One code path from a laptop to a cluster.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Name = Annotated[str, typer.Argument(metavar="PRESET|CHECKPOINT", help="A preset's name, or a checkpoint's folder.")]
+Checkpoint = Annotated[Path, typer.Argument(help="Folder with config.json and weights.")]
+Precision = Annotated[str, typer.Option(help="Compute in float32 or bfloat16.")]
+
+_words = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app(standalone_mode=True)
+    except GLM5Error as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _fail(error: GLM5Error) -> NoReturn:
+    label = "error" if error.exit_code == 1 else "wrong use"
+    for number, line in enumerate(str(error).splitlines()):
+        _words.print(
+            f"{label}: {line}" if number == 0 else line, style="red", markup=False, highlight=False, soft_wrap=True
+        )
+    if "--json" in sys.argv:
+        print(json.dumps({"error": str(error)}))
+    sys.exit(error.exit_code)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(glm5.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe, such as recipes/nano.toml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only this stage (repeatable).")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Leave this stage out (repeatable).")] = None,
+    restart: Annotated[bool, typer.Option(help="Begin the chosen stages anew; old results are set aside.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe's stages in order; what is finished is kept, what was interrupted goes on."""
+    from glm5.pipeline import run_recipe, validate
+    from glm5.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        resolved = validate(loaded, str(recipe))
+        print(
+            json.dumps(resolved.model_dump(mode="json")) if as_json else resolved.to_toml(),
+            end="" if not as_json else "\n",
+        )
+        return
+    records = run_recipe(loaded, str(recipe), only=only or None, skip=skip or (), restart=restart, console=_words)
+    report, model = loaded.output / "report.html", loaded.output / "pretrain" / "model"
+    if as_json:
+        stages = {r.name: {"status": r.status, "seconds": round(r.seconds, 1), "summary": r.summary} for r in records}
+        print(json.dumps({"output": str(loaded.output), "stages": stages}))
+        return
+    _words.print()
+    if report.exists():
+        _words.print(f"look at it   {report}", highlight=False)
+    if model.exists():
+        _words.print(f"talk to it   glm5 chat {model}", highlight=False)
+
+
+@app.command()
+def settings(
+    search: Annotated[str, typer.Argument(help="Show only settings whose name or meaning contains this.")] = "",
+) -> None:
+    """Explain every setting a recipe can have."""
+    from glm5.recipe import settings as all_settings
+
+    shown = [s for s in all_settings() if search.lower() in f"{s.key} {s.description}".lower()]
+    if not shown:
+        raise UsageError(f"no setting mentions '{search}'")
+    table = Table("setting", "type", "default", "meaning", box=None, pad_edge=False)
+    for setting in shown:
+        default = "required" if setting.required else setting.default or ""
+        table.add_row(f"[bold]{setting.key}[/]", setting.type, default, setting.description.replace("[", r"\["))
+    Console().print(table)
+
+
+# -- networks --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def info(name: Name, as_json: Json = False) -> None:
+    """Parameters of a network: total, stored, active, by part, and its memory in each precision."""
+    from glm5.model.checkpoint import read_config
+    from glm5.model.counts import count_parameters
+    from glm5.model.presets import PRESETS
+
+    folder = Path(name)
+    if name in PRESETS:
+        config = PRESETS[name]
+    elif folder.exists():
+        config = read_config(folder)
+    else:
+        raise UsageError(f"'{name}' is neither a preset ({', '.join(PRESETS)}) nor a folder")
+    counts = count_parameters(config)
+    if as_json:
+        values = {"name": name, "model_type": config.model_type, "parameters": counts.headline()}
+        print(json.dumps({**values, "parts": counts.parts, "memory": counts.memory()}))
+        return
+    table = Table(title=f"{name} · {config.model_type}", box=None, title_justify="left", show_header=False)
+    for part, size in counts.parts.items():
+        table.add_row(part, _count(size), f"{size / counts.stored:6.1%}")
+    table.add_section()
+    table.add_row("total", _count(counts.total), "decoder, embedding, head", style="bold")
+    table.add_row("stored", _count(counts.stored), "with the prediction layer", style="bold")
+    table.add_row("active", _count(counts.active), "for one token, without embedding and head", style="bold")
+    table.add_section()
+    for precision, needed in counts.memory().items():
+        table.add_row(f"in {precision}", _bytes(needed), "")
+    Console().print(table)
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Token ids to continue, such as 1,2,3.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    dtype: Precision = "float32",
+    as_json: Json = False,
+) -> None:
+    """Continue a text, or token ids."""
+    if (prompt is None) == (ids is None):
+        raise UsageError("give either --prompt or --ids")
+    model = _load(checkpoint, dtype)
+    if ids is not None:
+        tokens, tokenizer = _parse_ids(ids), None
+    else:
+        tokenizer = _tokenizer(checkpoint)
+        tokens = [tokenizer.eos_id, *tokenizer.encode(prompt)]
+
+    from glm5.engine.generate import generate as continue_tokens
+
+    stream = None if as_json or tokenizer is None else _Printer(tokenizer)
+    [completion] = continue_tokens(
+        model, [tokens], max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+        stop_ids=model.config.eos_token_id, on_token=stream,
+    )  # fmt: skip
+    if stream is not None:
+        stream.end()
+    elif as_json:
+        values: dict[str, Any] = {"ids": completion.ids, "logprobs": completion.logprobs}
+        if tokenizer is not None:
+            values["text"] = tokenizer.decode(completion.ids)
+        print(json.dumps({**values, "finish_reason": completion.finish_reason}))
+    else:
+        print(",".join(map(str, completion.ids)))
+
+
+@app.command()
+def chat(
+    checkpoint: Checkpoint,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of one answer at most.")] = 160,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")] = 0.95,
+    dtype: Precision = "float32",
+) -> None:
+    """Talk to a model. A base model, which knows no turns yet, continues what you write."""
+    from glm5.engine.generate import generate as continue_tokens
+
+    model, tokenizer = _load(checkpoint, dtype), _tokenizer(checkpoint)
+    room = model.config.max_position_embeddings
+    _words.print(f"{checkpoint} continues what you write. Empty line or Ctrl-D ends.", style="dim", highlight=False)
+    for turn, text in enumerate(_typed_lines()):
+        tokens = [tokenizer.eos_id, *tokenizer.encode(text)]
+        printer = _Printer(tokenizer)
+        print(text, end="")
+        try:
+            continue_tokens(
+                model, [tokens], min(max_new_tokens, max(1, room - len(tokens))), temperature=temperature, top_p=top_p,
+                seed=turn, stop_ids=model.config.eos_token_id, on_token=printer,
+            )  # fmt: skip
+        except UsageError as error:
+            _words.print(f"\n{error}", style="red")
+        except KeyboardInterrupt:  # this answer only
+            pass
+        printer.end()
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        try:
+            text = input("\n> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not text.strip():
+            return
+        yield text
+
+
+class _Printer:
+    """Writes tokens as text as soon as they are whole characters."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._pending = tokenizer, b""
+
+    def __call__(self, row: int, token: int) -> None:
+        if token in self._tokenizer.stop_ids:
+            return
+        self._pending += self._tokenizer.token_bytes(token)
+        text = self._pending.decode(errors="ignore")
+        if text.encode() == self._pending or len(self._pending) > 4:
+            print(self._pending.decode(errors="replace"), end="", flush=True)
+            self._pending = b""
+
+    def end(self) -> None:
+        print(self._pending.decode(errors="replace"), flush=True)
+
+
+def _load(checkpoint: Path, dtype: str) -> Any:
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype}: float32 or bfloat16")
+    with _loading(checkpoint):
+        import torch
+
+        from glm5.model.checkpoint import load_checkpoint
+
+        return load_checkpoint(checkpoint, getattr(torch, dtype))
+
+
+@contextmanager
+def _loading(checkpoint: Path) -> Iterator[None]:
+    with _words.status(f"loading {checkpoint}"):
+        yield
+
+
+def _tokenizer(checkpoint: Path) -> Any:
+    from glm5.text.tokenizer import Tokenizer
+
+    if not (checkpoint / "tokenizer.json").exists():
+        raise UsageError(f"{checkpoint} has no tokenizer.json: give token ids with --ids")
+    return Tokenizer.load(checkpoint)
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--ids {text}: expected numbers separated by commas, such as 1,2,3") from None
+
+
+def _count(number: float) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:,.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def _bytes(number: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number / 1e3:,.1f} KB"
+
+
+if __name__ == "__main__":
+    main()
