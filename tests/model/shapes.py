@@ -7,7 +7,6 @@ import torch
 import transformers
 from torch import Tensor
 
-from glm5.model.cache import Cache
 from glm5.model.checkpoint import save_checkpoint
 from glm5.model.config import ModelConfig
 from glm5.model.presets import preset
@@ -89,15 +88,3 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def logits(model: Transformer, ids: Tensor, **how: Any) -> Tensor:
     return model.logits(model(ids, **how).hidden)
-
-
-@torch.no_grad()
-def greedy(model: Transformer, prompts: Tensor, count: int) -> Tensor:
-    """The most likely continuation of each row: prefill expanded, then single steps in latent space."""
-    cache = Cache(prompts.shape[0], prompts.shape[1] + count)
-    new = logits(model, prompts, cache=cache)[:, -1:].argmax(-1)
-    chosen = [new]
-    while len(chosen) < count:
-        new = logits(model, new, cache=cache, absorbed=True).argmax(-1)
-        chosen.append(new)
-    return torch.cat(chosen, dim=1)

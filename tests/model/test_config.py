@@ -168,7 +168,7 @@ GQA: dict[str, Any] = {"attention": "gqa", "index_topk": 0}
         ({"attention": "mqa"}, "attention: Input should be 'mla' or 'gqa'"),
         ({"qk_rope_head_dim": 7}, "qk_rope_head_dim = 7 must be even"),
         ({"index_head_dim": 4}, "index_head_dim = 4 is smaller than its rotary part, 8"),
-        ({"indexer_types": ("full",) * 3}, "indexer_types has 3 entries for num_hidden_layers = 4"),
+        ({"indexer_types": ("full",) * 3}, "indexer_types has 3 entries for 4"),
         ({"indexer_types": ("shared",) * 4}, "indexer_types: the first layer"),
         ({"indexer_types": ("full", "half", "full", "full")}, "indexer_types.1: Input should be 'full' or 'shared'"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok = 0 must be between 1 and n_routed_experts = 8"),
@@ -193,7 +193,7 @@ def test_an_impossible_shape_gets_one_line_that_names_the_key(changes: dict[str,
 
 @pytest.mark.parametrize(
     ("key", "close"),
-    [("hiden_size", "hidden_size"), ("n_experts", "n_routed_experts"), ("index_top_k", "index_topk")],
+    [("hiden_size", "hidden_size"), ("routed_experts", "n_routed_experts"), ("index_top_k", "index_topk")],
 )
 def test_an_unknown_key_suggests_the_close_one(key: str, close: str) -> None:
     with pytest.raises(UsageError, match=f"preset nano: unknown model key '{key}'; did you mean '{close}'"):

@@ -1,6 +1,6 @@
 """One network, several ways to compute it: expanded or absorbed, at once or in pieces. All must agree."""
 
-from functools import cache
+import functools
 from itertools import pairwise
 
 import pytest
@@ -20,7 +20,7 @@ LATENT = [name for name, changes in SHAPES.items() if changes.get("attention") !
 IDS = tokens(2, LENGTH)
 
 
-@cache
+@functools.cache
 def network(name: str) -> Transformer:
     return perturbed(tiny_config(**SHAPES[name]))
 
@@ -71,10 +71,10 @@ def test_padded_rows_stay_apart_in_the_cache() -> None:
     documents[1, :padding] = -1
     positions = torch.arange(LENGTH).repeat(2, 1)
     positions[1] = (positions[1] - padding).clamp(min=0)
-    store, parts = Cache(2, LENGTH), []
+    cache, parts = Cache(2, LENGTH), []
     for rows in (slice(0, prompt), *(slice(i, i + 1) for i in range(prompt, LENGTH))):
         where = {"positions": positions[:, rows], "document_ids": documents[:, rows]}
-        parts.append(logits(model, IDS[:, rows], cache=store, absorbed=rows.start > 0, **where))
+        parts.append(logits(model, IDS[:, rows], cache=cache, absorbed=rows.start > 0, **where))
     found = torch.cat(parts, dim=1)
     assert_same(found[:1], logits(model, IDS[:1]))
     assert_same(found[1:, padding:], logits(model, IDS[1:, padding:]))

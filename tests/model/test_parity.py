@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glm5.engine.generate import generate
 from glm5.model.transformer import Transformer
-from tests.model.shapes import SHAPES, TINY, greedy, logits, reference, saved, tiny_config, tokens
+from tests.model.shapes import SHAPES, TINY, logits, reference, saved, tiny_config, tokens
 
 TOPK = TINY["index_topk"]
 
@@ -75,10 +76,12 @@ def test_packed_documents(pair: Pair, restart: bool) -> None:
 
 
 def test_sixty_four_greedy_tokens(pair: Pair) -> None:
-    prompts = tokens(2, 24)
-    theirs = pair.theirs.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=64, do_sample=False)
+    """Prompts of different lengths, one batch: prefill expanded, then single steps in latent space."""
+    prompts = [tokens(24).tolist(), tokens(11, seed=1).tolist()]
+    padded = torch.tensor([[0] * (24 - len(prompt)) + prompt for prompt in prompts])
+    theirs = pair.theirs.generate(padded, attention_mask=(padded > 0).long(), max_new_tokens=64, do_sample=False)
     assert theirs.shape == (2, 24 + 64)
-    assert greedy(pair.ours, prompts, 64).tolist() == theirs[:, 24:].tolist()
+    assert [done.ids for done in generate(pair.ours, prompts, 64, temperature=0)] == theirs[:, 24:].tolist()
 
 
 def test_gradients(pair: Pair) -> None:
