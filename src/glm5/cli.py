@@ -6,6 +6,7 @@ inside the commands, so that help is instant and commands that need no torch run
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,12 +96,12 @@ def run(
     loaded = load_recipe(recipe, overrides or [])
     if dry_run:
         resolved = validate(loaded, str(recipe))
-        print(
-            json.dumps(resolved.model_dump(mode="json")) if as_json else resolved.to_toml(),
-            end="" if not as_json else "\n",
-        )
+        print(json.dumps(resolved.model_dump(mode="json")) if as_json else resolved.to_toml().rstrip("\n"))
         return
-    records = run_recipe(loaded, str(recipe), only=only or None, skip=skip or (), restart=restart, console=_words)
+    with _cluster() as leads:
+        if not leads:
+            return
+        records = run_recipe(loaded, str(recipe), only=only or None, skip=skip or (), restart=restart, console=_words)
     report, model = loaded.output / "report.html", loaded.output / "pretrain" / "model"
     if as_json:
         stages = {r.name: {"status": r.status, "seconds": round(r.seconds, 1), "summary": r.summary} for r in records}
@@ -111,6 +112,24 @@ def run(
         _words.print(f"look at it   {report}", highlight=False)
     if model.exists():
         _words.print(f"talk to it   glm5 chat {model}", highlight=False)
+
+
+@contextmanager
+def _cluster() -> Iterator[bool]:
+    """Under torchrun the first process leads; the others do what it announces, and there is nothing left for them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield True
+        return
+    from glm5.train.parallel import dismiss, follow, is_follower
+
+    if is_follower():
+        follow()
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        dismiss()
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """The two stages that make what a training reads: a tokenizer and a corpus."""
 
 import shutil
+from pathlib import Path
 
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from glm5.data.corpus import build_corpus
 from glm5.data.sampling import sample_texts
 from glm5.pipeline import StageContext, Summary
+from glm5.text.template import template_source
 from glm5.text.tokenizer import Tokenizer
 
 
@@ -22,6 +24,9 @@ def train_tokenizer(context: StageContext) -> Summary:
             texts = sample_texts(data.sources, settings.train_bytes, context.recipe.seed, data.held_out_fraction)
             tokenizer = Tokenizer.train(texts, settings.vocab_size)
     tokenizer.save(context.folder)
+    template = Path(settings.path) / "chat_template.jinja" if settings.path is not None else None
+    text = template.read_text("utf-8") if template is not None and template.exists() else template_source("glm-5")
+    (context.folder / "chat_template.jinja").write_text(text, encoding="utf-8")
     return {"vocabulary": tokenizer.vocab_size}
 
 

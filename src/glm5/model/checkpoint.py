@@ -202,16 +202,15 @@ def load_checkpoint(folder: Path, dtype: torch.dtype | None = None) -> Transform
         _check_names(model, config, where, folder)
         model.to_empty(device="cpu")
         model.to(dtype or _stored_dtype(where))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.data = buffer.data.float()
         if config.tie_word_embeddings:  # to_empty gave each its own memory
             model.lm_head.weight = model.model.embed_tokens.weight
         parameters = _parameters(model)
         for name, slot in tensor_slots(model).items():
             target = slot.view(parameters[slot.parameter].detach())
             target.copy_(_read(name, where, target.shape, folder))
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias") and buffer.dtype != torch.float32:
-                slot_name = _stored_name(name, config.num_hidden_layers)
-                buffer.data = where[slot_name].get_tensor(slot_name).float()
     return model.eval()
 
 

@@ -26,6 +26,15 @@ MODEL_TYPES = {
     "glm4_moe": "Glm4MoeForCausalLM",
 }
 
+# What the architectures allow and GLM does not use: a config.json that says otherwise is refused.
+_REQUIRED = {
+    "hidden_act": "silu",
+    "n_group": 1,
+    "scoring_func": "sigmoid",
+    "rope_interleave": True,
+    "indexer_rope_interleave": True,
+}
+
 LATENT_NORM_EPS = 1e-6  # of q_a_layernorm, kv_a_layernorm and the indexer's k_norm, whatever rms_norm_eps says
 
 
@@ -232,19 +241,22 @@ class ModelConfig(BaseModel):
             UsageError: another architecture, or a feature of these architectures that GLM never uses.
         """
         model_type = values.get("model_type")
-        if model_type not in MODEL_TYPES:
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
             raise UsageError(
-                f"{origin}: model_type is '{model_type}'; this network reads {', '.join(sorted(MODEL_TYPES))}"
+                f"{origin}: model_type is {model_type!r}; this network reads {', '.join(sorted(MODEL_TYPES))}"
             )
-        known = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
+        # Computing something close to another network would be worse than refusing it.
+        for key, ours in _REQUIRED.items():
+            if values.get(key) is not None and values[key] != ours and not (model_type == "glm4_moe" and "rope" in key):
+                raise UsageError(f"{origin}: {key} = {values[key]!r}; GLM-5 has {ours!r} and nothing else is computed")
         rope = values.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default" or values.get("rope_scaling"):
+        if not isinstance(rope, Mapping) or rope.get("rope_type", "default") != "default" or values.get("rope_scaling"):
             raise UsageError(f"{origin}: scaled rotary embedding is not part of GLM-5; rope_type must be 'default'")
+        if model_type != "glm4_moe" and values.get("attention_bias"):
+            raise UsageError(f"{origin}: attention_bias = true; GLM-5's latent attention has no biases")
+        _check_layer_types(values, origin)
+        known = {name: values[name] for name in cls.model_fields if values.get(name) is not None}
         known["rope_theta"] = rope.get("rope_theta", values.get("rope_theta", 1_000_000.0))
-        if values.get("n_group", 1) != 1:
-            raise UsageError(
-                f"{origin}: n_group = {values['n_group']}: grouped routing is not part of GLM (n_group = 1)"
-            )
         known["attention"] = "gqa" if model_type == "glm4_moe" else "mla"
         if model_type != "glm_moe_dsa":
             known["index_topk"] = 0
@@ -261,6 +273,13 @@ class ModelConfig(BaseModel):
         if isinstance(known.get("eos_token_id"), int):
             known["eos_token_id"] = (known["eos_token_id"],)
         return cls.build(known, origin)
+
+
+def _check_layer_types(values: Mapping[str, Any], origin: str) -> None:
+    """The two ways to say which layers are dense must agree."""
+    types, dense = values.get("mlp_layer_types"), values.get("first_k_dense_replace")
+    if types and dense is not None and list(types) != ["dense"] * dense + ["sparse"] * (len(types) - dense):
+        raise UsageError(f"{origin}: mlp_layer_types and first_k_dense_replace = {dense} disagree")
 
 
 def _indexer_types(values: Mapping[str, Any]) -> tuple[IndexerType, ...]:

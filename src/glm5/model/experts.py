@@ -51,12 +51,17 @@ class Router(nn.Module):
         Returns:
             chosen experts int64 [B, T, k], their weights fp32 [B, T, k], and the routing statistics.
         """
+        scores, chosen, weights = self.choose(x)
+        return chosen, weights, self._statistics(scores, chosen)
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The routing rule alone: fp32 scores [..., E], chosen experts int64 [..., k], their weights fp32 [..., k]."""
         scores = F.linear(x.float(), self.weight.float()).sigmoid()
         chosen = (scores.detach() + self.e_score_correction_bias).topk(self.top_k, dim=-1, sorted=False).indices
         weights = scores.gather(-1, chosen)
         if self.norm:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return chosen, weights * self.scaling, self._statistics(scores, chosen)
+        return scores, chosen, weights * self.scaling
 
     def _statistics(self, scores: Tensor, chosen: Tensor) -> Routing:
         """Load, and sum over experts of (share of slots * mean normalised score) for each sequence, averaged."""

@@ -62,7 +62,8 @@ class _BlockedCausalAttention(torch.autograd.Function):
 
     On CPU the fused kernel of torch runs at a fraction of the speed of plain matrix products, above all in bf16
     (benchmarks/kernels.py). A block of queries multiplies only the keys up to its own end, so about half the square
-    is never computed. Softmax reads and writes the activations' dtype and accumulates in fp32.
+    is never computed: no query may see a key that stands after it in the row. Softmax reads and writes the
+    activations' dtype and accumulates in fp32.
     """
 
     @staticmethod

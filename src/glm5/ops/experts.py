@@ -48,8 +48,8 @@ def _expert_slices(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor, li
 @torch.library.custom_op("glm5::grouped_experts", mutates_args=())
 def _grouped_experts(
     x: Tensor, gate_up: Tensor, down: Tensor, chosen: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Forward; also returns what backward needs: pre-activations and outputs in expert order, and the order itself."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Forward; also returns what backward needs: pre-activations and outputs, in expert order."""
     top_k = chosen.shape[1]
     order, place, counts = _expert_slices(chosen, gate_up.shape[0])
     sorted_x = x[order // top_k]
@@ -65,7 +65,7 @@ def _grouped_experts(
         torch.mm(F.silu(gate) * up, down[expert].T, out=out[rows])
         start += count
     combined = (out[place].unflatten(0, chosen.shape) * weights.to(x.dtype)[..., None]).sum(1)
-    return combined, pre, out, order
+    return combined, pre, out
 
 
 @_grouped_experts.register_fake
@@ -75,7 +75,6 @@ def _(x: Tensor, gate_up: Tensor, down: Tensor, chosen: Tensor, weights: Tensor)
         torch.empty_like(x),
         x.new_empty(slots, gate_up.shape[1]),
         x.new_empty(slots, x.shape[1]),
-        chosen.new_empty(slots),
     )
 
 
@@ -120,7 +119,7 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, pre, out, _ = output
+    _, pre, out = output
     ctx.save_for_backward(*inputs, pre, out)
 
 

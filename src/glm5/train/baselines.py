@@ -53,7 +53,7 @@ class ByteTrigram:
 def _contexts(texts: Sequence[bytes]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """For orders 0, 1 and 2: the number of each byte's context, and the byte; over all documents."""
     joined = np.frombuffer(b"".join(b"\0\0" + text for text in texts), dtype=np.uint8).astype(np.int64)
-    sizes = np.array([len(text) + 2 for text in texts])
+    sizes = np.array([len(text) + 2 for text in texts], dtype=np.int64)
     counted = np.ones(len(joined), dtype=bool)
     starts = np.cumsum(sizes) - sizes
     counted[starts] = counted[starts + 1] = False  # the two zeros before each document are context only

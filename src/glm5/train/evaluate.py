@@ -52,8 +52,9 @@ def take_bytes(documents: Sequence[Document], limit: int) -> list[Document]:
         if size > room:
             text = text.encode()[:room].decode(errors="ignore")
             text = text[: text.rfind("\n") + 1] or text
-        used[document.source] += len(text.encode())
-        taken.append(Document(text, document.source, document.license, document.path))
+        used[document.source] += size  # all of it: a source that had a document cut is full
+        if text:
+            taken.append(Document(text, document.source, document.license, document.path))
     return taken
 
 

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class World:
         if size == 1:
             return cls(device=device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=_WAIT)
         return cls(dist.get_rank(), size, device)
 
     @property
@@ -56,11 +58,6 @@ class World:
         """Wait for everybody."""
         if self.size > 1:
             dist.barrier()
-
-    def leave(self) -> None:
-        """Take the process group down."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def shard(model: Transformer, world: World) -> Transformer:
@@ -86,6 +83,55 @@ def synchronise_gradients(model: Transformer, now: bool) -> None:
     """With sharding: whether the next backward reduces gradients, or only accumulates them."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
+
+
+# -- processes of a cluster ------------------------------------------------------------------------------------------
+#
+# `torchrun ... -m glm5 run RECIPE` starts the same command everywhere. The first process runs the recipe; whenever a stage
+# needs everybody it says so, and the others, who wait for nothing else, join in.
+
+_WAIT = timedelta(days=30)  # the others wait while the first prepares data
+
+
+def is_follower() -> bool:
+    """Whether torchrun started this process as one of the others."""
+    return int(os.environ.get("RANK", "0")) > 0
+
+
+def work_together(function: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:
+    """Run `function(*arguments)` in every process torchrun started, else in `processes` local ones.
+
+    Raises:
+        GLM5Error: a local process failed; the others have been stopped.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        World.join()
+        dist.broadcast_object_list([(function, arguments)], src=0)
+        function(*arguments)
+    elif processes > 1:
+        launch(function, arguments, processes)
+    else:
+        function(*arguments)
+
+
+def follow() -> None:
+    """Do what the first process announces, until it dismisses everybody."""
+    World.join()
+    while True:
+        announced: list[Any] = [None]
+        dist.broadcast_object_list(announced, src=0)
+        if announced[0] is None:
+            return
+        function, arguments = announced[0]
+        function(*arguments)
+
+
+def dismiss() -> None:
+    """The first process is done: let the others go."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        World.join()
+        dist.broadcast_object_list([None], src=0)
+        dist.destroy_process_group()
 
 
 # -- local processes -------------------------------------------------------------------------------------------------
@@ -121,3 +167,5 @@ def _worker(index: int, function: Callable[..., Any], arguments: tuple[Any, ...]
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     function(*arguments)
+    if dist.is_initialized():
+        dist.destroy_process_group()

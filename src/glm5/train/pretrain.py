@@ -8,7 +8,6 @@ runs/nano/pretrain/
 """
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from glm5.train.evaluate import ALL, bits_per_byte, lay_out, take_bytes
 from glm5.train.metrics import EvalRecord, MetricsLog, SampleRecord, StepRecord, read_metrics
 from glm5.train.objective import PretrainingObjective
 from glm5.train.optimizer import Optimizers
-from glm5.train.parallel import World, launch, shard
+from glm5.train.parallel import World, shard, work_together
 from glm5.train.progress import ProgressLine
 from glm5.train.schedule import BatchSize, LearningRate
 from glm5.train.trainer import Interrupted, Trainer, TrainerSettings
@@ -51,11 +50,7 @@ def pretrain(context: StageContext) -> Summary:
     """
     recipe, folder = context.recipe, context.folder
     folder.mkdir(parents=True, exist_ok=True)
-    alone = "WORLD_SIZE" not in os.environ
-    if alone and recipe.pretrain.processes > 1:
-        launch(_train, (recipe, context.run, folder), recipe.pretrain.processes)
-    else:
-        _train(recipe, context.run, folder)
+    work_together(_train, (recipe, context.run, folder), recipe.pretrain.processes)
     if not (folder / "model" / "config.json").exists():
         raise KeyboardInterrupt  # every process saved its step and left
     return _summary(folder)
@@ -82,53 +77,48 @@ def _train(recipe: Recipe, run: Path, folder: Path) -> None:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     world = World.join()
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    checkpoints = CheckpointFolder(folder / "checkpoints", run / "tokenizer", settings.keep_checkpoints, world)
+    found = checkpoints.all()[-1:]
+    model = _network(recipe, tokenizer, found)
+    if settings.activation_checkpointing:
+        model.checkpoint_activations()
+    model = shard(model.to(world.device), world)
+    # A network without a trained indexer is pre-trained dense; DSA is a stage of its own (GLM-5 report §2.1.1).
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".indexer." not in name and (settings.mtp_steps > 0 or not name.startswith("mtp.")))
+    dtype = getattr(torch, settings.dtype)
+    optimizers = Optimizers.build(
+        model,
+        muon_momentum=settings.muon_momentum,
+        muon_split=settings.muon_split,
+        weight_decay=settings.weight_decay,
+        adamw_betas=settings.adamw_betas,
+        dtype=dtype,
+    )
+    loader = MixtureLoader(run / "data", settings.context_length, settings.phases, settings.tokens, recipe.seed)
+    progress = Progress()
+    if found:
+        progress = checkpoints.restore(found[0], optimizers.state_tensors())
+        loader.load_state_dict(progress.loader or {})
+    log = MetricsLog(folder / "metrics.jsonl", progress.step) if world.is_first else None
+    trainer = Trainer(
+        model, optimizers, loader, _objective(settings, dtype), _loop(settings, world), checkpoints, log, world
+    )
+    trainer.progress = progress
+    watch = _Watch(recipe, run, folder, tokenizer, trainer, dtype)
+    before = None if found else fingerprint(_trained(model))
     try:
-        tokenizer = Tokenizer.load(run / "tokenizer")
-        checkpoints = CheckpointFolder(folder / "checkpoints", run / "tokenizer", settings.keep_checkpoints, world)
-        found = checkpoints.all()[-1:]
-        model = _network(recipe, tokenizer, found)
-        if settings.activation_checkpointing:
-            model.checkpoint_activations()
-        model = shard(model.to(world.device), world)
-        # A network without a trained indexer is pre-trained dense; DSA is a stage of its own (GLM-5 report §2.1.1).
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(
-                ".indexer." not in name and (settings.mtp_steps > 0 or not name.startswith("mtp."))
-            )
-        dtype = getattr(torch, settings.dtype)
-        optimizers = Optimizers.build(
-            model,
-            muon_momentum=settings.muon_momentum,
-            muon_split=settings.muon_split,
-            weight_decay=settings.weight_decay,
-            adamw_betas=settings.adamw_betas,
-            dtype=dtype,
-        )
-        loader = MixtureLoader(run / "data", settings.context_length, settings.phases, settings.tokens, recipe.seed)
-        progress = Progress()
-        if found:
-            progress = checkpoints.restore(found[0], optimizers.state_tensors())
-            loader.load_state_dict(progress.loader or {})
-        log = MetricsLog(folder / "metrics.jsonl", progress.step) if world.is_first else None
-        trainer = Trainer(
-            model, optimizers, loader, _objective(settings, dtype), _loop(settings, world), checkpoints, log, world
-        )
-        trainer.progress = progress
-        watch = _Watch(recipe, run, folder, tokenizer, trainer, dtype)
-        before = None if found else fingerprint(_trained(model))
-        try:
-            trainer.run([watch])
-        except Interrupted:
-            watch.close(f"interrupted at step {trainer.progress.step}, saved")
-            return
-        watch.close()
-        if before is not None:
-            _assert_moved(before, fingerprint(_trained(model)))
-        if world.is_first:
-            publish(checkpoints.all()[-1], folder / "model")
-        world.barrier()
-    finally:
-        world.leave()
+        trainer.run([watch])
+    except Interrupted:
+        watch.close(f"interrupted at step {trainer.progress.step}, saved")
+        return
+    watch.close()
+    if before is not None:
+        _assert_moved(before, fingerprint(_trained(model)))
+    if world.is_first:
+        publish(checkpoints.all()[-1], folder / "model")
+    world.barrier()
 
 
 def _network(recipe: Recipe, tokenizer: Tokenizer, checkpoint: list[Path]) -> Transformer:

@@ -1,0 +1,245 @@
+"""The network over a ragged batch, its keys in a paged cache. Same modules, same weights as `model.Transformer`.
+
+What is different from the plain forward pass is only what serving needs: tokens of many sequences lie flat, keys are
+read through slots, fused matrices replace pairs of small ones, and each kind of attention (see `batch`) has its own
+path. The plain model is the reference (tests/engine/test_forward.py).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glm5.engine.batch import Batch, Context
+from glm5.engine.cache import PagedCache
+from glm5.engine.fuse import FusedBlock, fuse
+from glm5.errors import UsageError
+from glm5.model.experts import MoE
+from glm5.model.transformer import Transformer
+from glm5.ops.gathered import contiguous_attention, gathered_attention
+from glm5.ops.index_scores import index_scores
+from glm5.ops.pairs import rotate_pairs
+from glm5.ops.prefill import chunk_attention
+from glm5.ops.routed import routed_experts
+from glm5.ops.selection import select_positions
+from glm5.ops.norm import rms_norm
+
+
+@dataclass(slots=True)
+class Counters:
+    """Positions times layers whose attention left keys out, and whose attention did not."""
+
+    sparse_queries: int = 0
+    dense_queries: int = 0
+
+
+@dataclass(slots=True)
+class Selections:
+    """What the last layer with an indexer selected; layers without one reuse it (GLM-5.2).
+
+    Attributes:
+        few: slots int64 [m, k] and bias fp32 [m, 1, k] of the sparse rows.
+        chunks: positions int64 [T, k], -1 padded, of each chunk that selects, by its first row.
+        is_final: layers with an indexer reuse it too.
+    """
+
+    few: tuple[Tensor, Tensor] | None = None
+    chunks: dict[int, Tensor] = field(default_factory=dict)
+    is_final: bool = False
+
+
+class Network:
+    """A transformer made ready to serve.
+
+    Attributes:
+        counters: shows that sparse selection ran where it should.
+    """
+
+    def __init__(self, model: Transformer, cache: PagedCache) -> None:
+        """Fuse `model`'s weights in place.
+
+        Raises:
+            UsageError: the network has grouped-query attention; `engine.generate` runs it.
+        """
+        if model.config.attention != "mla":
+            raise UsageError("the serving engine is for latent attention; generate from a GQA network with `generate`")
+        self.model, self.config, self.cache = model, model.config, cache
+        self.layers = [fuse(block) for block in model.model.layers]
+        self.prediction = None if model.mtp is None else fuse(model.mtp.block)
+        self.counters = Counters()
+        head = self.layers[0].attention
+        # Cost of one key for one query and head: expanded, and absorbed. Beyond top-k the expanded form still computes
+        # every key and the absorbed one only the selected, so up to this length masking is cheaper than gathering.
+        expanded, absorbed = head.nope + head.rope + head.v_dim, 2 * head.kv_rank + head.rope
+        self._masked_until = self.config.index_topk * absorbed // expanded
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Compute a step. Returns [N, d] after the final norm."""
+        x = F.embedding(batch.ids, self.model.model.embed_tokens.weight)
+        selections = Selections()
+        for fused in self.layers:
+            x = self._block(fused, x, batch, selections)
+        return self._norm(self.model.model.norm, x)
+
+    def predict(self, batch: Batch, hidden: Tensor, selections: Selections | None = None) -> Tensor:
+        """One prediction depth: from hidden states and their next tokens (the batch's ids) to the next hidden states.
+
+        Args:
+            hidden: [N, d] of the positions in `batch`, from `forward` or from the previous depth.
+            selections: reused where it is filled, filled where it is not.
+        """
+        mtp = self.model.mtp
+        assert mtp is not None and self.prediction is not None
+        embedded = F.embedding(batch.ids, self.model.model.embed_tokens.weight)
+        joined = torch.cat([self._norm(mtp.enorm, embedded), self._norm(mtp.hnorm, hidden)], dim=-1)
+        x = F.linear(joined, mtp.eh_proj.weight)
+        return self._norm(mtp.norm, self._block(self.prediction, x, batch, selections or Selections()))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, d] -> fp32 [n, V]."""
+        return F.linear(hidden, self.model.lm_head.weight).float()
+
+    @staticmethod
+    def _norm(norm: torch.nn.Module, x: Tensor) -> Tensor:
+        return rms_norm(x, norm.weight, norm.eps)
+
+    def _block(self, fused: FusedBlock, x: Tensor, batch: Batch, selections: Selections) -> Tensor:
+        block = fused.block
+        x = x + self._attention(fused, self._norm(block.input_layernorm, x), batch, selections)
+        normed = self._norm(block.post_attention_layernorm, x)
+        out = None
+        if fused.mlp is not None:
+            gate, up = F.linear(normed, fused.gate_up).chunk(2, dim=-1)
+            out = F.linear(F.silu(gate).mul_(up), fused.mlp.down_proj.weight)
+        if isinstance(block.mlp, MoE):
+            routed = self._experts(block.mlp, normed)
+            out = routed if out is None else out.add_(routed)
+        return x.add_(out)
+
+    def _experts(self, moe: MoE, x: Tensor) -> Tensor:
+        _, chosen, weights = moe.gate.choose(x)
+        return routed_experts(x, moe.experts.gate_up_proj, moe.experts.down_proj, chosen, weights)
+
+    # -- attention -----------------------------------------------------------------------------------------------
+
+    def _attention(self, fused: FusedBlock, x: Tensor, batch: Batch, selections: Selections) -> Tensor:
+        attention = fused.attention
+        tokens, heads, nope = x.shape[0], attention.heads, attention.nope
+        parts = [attention.q_a_proj.weight.shape[0], attention.kv_rank, attention.rope]
+        latent_in = F.linear(x, fused.attention_in)
+        q_latent, latent, k_rope, *rest = latent_in.split([*parts, latent_in.shape[1] - sum(parts)], dim=1)
+        q_latent = self._norm(attention.q_a_layernorm, q_latent)
+        k_rope = rotate_pairs(k_rope[:, None], batch.phases)[:, 0]
+        rows = torch.cat([self._norm(attention.kv_a_layernorm, latent), k_rope], dim=1)
+        self.cache.latent(attention.layer).index_copy_(0, batch.slots, rows)
+
+        q = F.linear(q_latent, attention.q_b_proj.weight).view(tokens, heads, -1)
+        q_nope, q_rope = q[..., :nope], rotate_pairs(q[..., nope:], batch.phases)
+        if attention.indexer is not None:
+            self._store_index_keys(fused, rest[0], batch)
+            if batch.selects and not selections.is_final:
+                self._select(fused, x, q_latent, batch, selections)
+
+        out = x.new_empty(tokens, heads, attention.v_dim)
+        if batch.few:
+            few = slice(0, batch.few)
+            # Per head, [few, nope] times W_UK: the query in the space of the cached rows.
+            absorbed = torch.bmm(q_nope[few].transpose(0, 1), fused.w_uk).transpose(0, 1)
+            q_few = torch.cat([absorbed, q_rope[few]], dim=-1).mul_(attention.scale)
+            weighted = self._attend_few(fused, q_few, batch, selections)
+            out[few] = torch.bmm(weighted.transpose(0, 1), fused.w_uv).transpose(0, 1)
+        for chunk in batch.chunks:
+            out[chunk.rows] = self._attend_chunk(fused, q_nope[chunk.rows], q_rope[chunk.rows], chunk, selections)
+        return F.linear(out.view(tokens, -1), attention.o_proj.weight)
+
+    def _attend_few(self, fused: FusedBlock, q: Tensor, batch: Batch, selections: Selections) -> Tensor:
+        """Absorbed attention of the rows of few queries: [few, H, r + rope] -> [few, H, r]."""
+        attention = fused.attention
+        pool = self.cache.latent(attention.layer)
+        out = q.new_empty(*q.shape[:2], attention.kv_rank)
+        for group in batch.dense:
+            rows = q[group.rows].unflatten(0, (-1, group.queries))
+            if group.stretch is not None:
+                weighted = contiguous_attention(rows, pool[group.stretch], group.bias, attention.kv_rank)
+            else:
+                weighted = gathered_attention(rows, pool, group.slots, group.bias, attention.kv_rank)
+            out[group.rows] = weighted.flatten(0, 1)
+            self.counters.dense_queries += rows.shape[0] * group.queries
+        if batch.sparse:
+            assert selections.few is not None
+            rest = slice(batch.sparse[0].rows.start, batch.sparse[-1].rows.stop)
+            weighted = gathered_attention(q[rest, None], pool, *selections.few, attention.kv_rank)
+            out[rest] = weighted[:, 0]
+            self.counters.sparse_queries += rest.stop - rest.start
+        return out
+
+    def _attend_chunk(
+        self, fused: FusedBlock, q_nope: Tensor, q_rope: Tensor, chunk: Context, selections: Selections
+    ) -> Tensor:
+        """A stretch of a prompt: [T, H, nope], [T, H, rope] -> [T, H, v]."""
+        attention = fused.attention
+        pool = self.cache.latent(attention.layer)
+        positions = selections.chunks.get(chunk.rows.start)
+        if positions is None:
+            self.counters.dense_queries += len(q_nope)
+        else:
+            self.counters.sparse_queries += len(q_nope)
+        if positions is not None and chunk.end > self._masked_until:
+            q = torch.cat([torch.bmm(q_nope.transpose(0, 1), fused.w_uk).transpose(0, 1), q_rope], dim=-1)
+            slots, bias = _to_slots(positions, chunk)
+            weighted = gathered_attention(q.mul_(attention.scale)[:, None], pool, slots, bias, attention.kv_rank)[:, 0]
+            return torch.bmm(weighted.transpose(0, 1), fused.w_uv).transpose(0, 1)
+        rows = chunk.read(pool)
+        kv = F.linear(rows[:, : attention.kv_rank], attention.kv_b_proj.weight).view(chunk.end, attention.heads, -1)
+        k_rope = rows[:, None, attention.kv_rank :].expand(-1, attention.heads, -1)
+        k = torch.cat([kv[..., : attention.nope], k_rope], dim=-1).transpose(0, 1)
+        q = torch.cat([q_nope, q_rope], dim=-1).mul_(attention.scale).transpose(0, 1)
+        selected = None
+        if positions is not None:  # one column more than there are keys takes the padding
+            marks = torch.zeros(len(positions), chunk.end + 1, dtype=torch.bool)
+            selected = marks.scatter_(1, positions.where(positions >= 0, chunk.end), True)[:, :-1]
+        return chunk_attention(q, k, kv[..., attention.nope :].transpose(0, 1), selected).transpose(0, 1)
+
+    # -- selection -----------------------------------------------------------------------------------------------
+
+    def _store_index_keys(self, fused: FusedBlock, keys: Tensor, batch: Batch) -> None:
+        indexer = fused.attention.indexer
+        assert indexer is not None
+        norm = indexer.k_norm
+        keys = F.layer_norm(keys, (indexer.dim,), norm.weight, norm.bias, norm.eps)
+        keys = torch.cat([rotate_pairs(keys[:, None, : indexer.rope], batch.phases)[:, 0], keys[:, indexer.rope :]], 1)
+        self.cache.index_keys(fused.attention.layer).index_copy_(0, batch.slots, keys)
+
+    def _select(self, fused: FusedBlock, x: Tensor, q_latent: Tensor, batch: Batch, selections: Selections) -> None:
+        """Run the indexer for everybody who has more keys than top-k."""
+        indexer = fused.attention.indexer
+        assert indexer is not None
+        if selections.few is not None or selections.chunks:
+            selections.few, selections.chunks = None, {}
+        chosen = []
+        for context in [*batch.sparse, *batch.chunks]:
+            if context.end <= indexer.topk:
+                continue
+            rows = context.rows
+            q = F.linear(q_latent[rows], indexer.wq_b.weight).unflatten(1, (indexer.heads, -1))
+            q = torch.cat([rotate_pairs(q[..., : indexer.rope], batch.phases[rows]), q[..., indexer.rope :]], dim=-1)
+            weights = F.linear(x[rows].float(), indexer.weights_proj.weight) * (indexer.heads * indexer.dim) ** -0.5
+            scores = index_scores(q, weights, context.read(self.cache.index_keys(fused.attention.layer)))
+            if len(scores) > 1:
+                future = torch.arange(context.end) > torch.arange(context.start, context.end)[:, None]
+                scores.masked_fill_(future, float("-inf"))
+            positions = select_positions(scores, indexer.topk)
+            if context in batch.sparse:
+                chosen.append(_to_slots(positions, context))
+            else:
+                selections.chunks[rows.start] = positions
+        if chosen:
+            selections.few = torch.cat([slots for slots, _ in chosen]), torch.cat([bias for _, bias in chosen])
+
+
+def _to_slots(positions: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """Chosen positions [m, k] as slots, and a bias [m, 1, k] that hides the padding."""
+    slots = context.slots[positions]  # -1 picks the last position: some slot, and hidden
+    bias = torch.zeros(positions.shape).masked_fill_(positions < 0, float("-inf"))
+    return slots, bias[:, None]

@@ -1,0 +1,5 @@
+from glm5.engine.forward import Network
+
+
+class InvariantNetwork(Network):
+    pass
