@@ -54,7 +54,7 @@ def main() -> None:
         trigram, stream, alone = baselines.values()
         figures = [f"{value:.3f}" for value in (bits[source], trigram, alone, stream)]
         table.add_row(source, f"{held_out.size[source]:,}", *figures)
-    Console().print(table)
+    Console(width=110).print(table)
     print(f"bits per byte; the model needed {seconds:.0f} s for all of it")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "compression.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

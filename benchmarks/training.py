@@ -187,7 +187,7 @@ def main() -> None:
                 share = f"{result['share_of_peak'][who]:.0%} of {result['peak_gflops']:.0f} GFLOP/s"
                 table.add_row(shape, dtype, who, f"{speed:,.0f}", f"{result['ratio'][who]:.2f}", share)
             table.add_section()
-    Console().print(table)
+    Console(width=110).print(table)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "training.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

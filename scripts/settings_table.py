@@ -1,6 +1,6 @@
 """Print every setting of a recipe as a Markdown table: the one in docs/recipes.md, which a test compares with it.
 
-    python scripts/settings_table.py
+python scripts/settings_table.py
 """
 
 from glm5.recipe import Setting, settings

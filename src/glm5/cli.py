@@ -36,15 +36,20 @@ Precision = Annotated[str, typer.Option(help="Compute in float32 or bfloat16.")]
 
 _words = Console(stderr=True)
 
+# Ends that the parser of the command line brings about and tells itself.
+_PARSER_ENDINGS = {2: "wrong arguments; stderr says which", 130: "interrupted"}
+
 
 def main() -> None:
     """Run the command line and exit."""
     try:
         app(standalone_mode=True)
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code in _PARSER_ENDINGS and "--json" in sys.argv:
+            print(json.dumps({"error": _PARSER_ENDINGS[end.code]}))
+        raise
     except GLM5Error as error:
         _fail(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         sys.exit(1)
@@ -248,7 +253,7 @@ def chat(
                 seed=turn, stop_ids=model.config.eos_token_id, on_token=printer,
             )  # fmt: skip
         except UsageError as error:
-            _words.print(f"\n{error}", style="red")
+            _words.print(f"\n{error}", style="red", markup=False)
         except KeyboardInterrupt:  # this answer only
             pass
         printer.end()

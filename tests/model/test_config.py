@@ -133,7 +133,7 @@ def test_one_stop_token_may_be_written_as_a_number() -> None:
     ("changes", "words"),
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
-        ({"model_type": None}, "model_type is 'None'"),
+        ({"model_type": None}, "model_type is None"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rope_type must be 'default'"),
         ({"rope_scaling": {"type": "yarn"}}, "rope_type must be 'default'"),
         ({"n_group": 8}, "n_group = 8"),

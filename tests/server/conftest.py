@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 
 import anthropic
+import httpx
 import openai
 import pytest
 
@@ -10,7 +11,10 @@ from glm5.server.scripted import ScriptedEngine
 from glm5.text.tokenizer import Tokenizer
 from tests.server.serving import running
 
-TEXTS = ["the quick brown fox jumps over the lazy dog and looks at the weather in Paris. " * 4, '{"a": [1, 2, 3]}\n' * 9]
+TEXTS = [
+    "the quick brown fox jumps over the lazy dog and looks at the weather in Paris. " * 4,
+    '{"a": [1, 2, 3]}\n' * 9,
+]
 
 
 @pytest.fixture(scope="session")
@@ -33,19 +37,22 @@ def scripted(tokenizer):
         yield start
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def http():
+    """Plain HTTP; one client for all tests, because each costs a TLS context."""
+    with httpx.Client(timeout=20) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def openai_client():
     """`openai_client(server)`: the real client, pointed at it."""
-    with ExitStack() as clients:
-        yield lambda server, key="none": clients.enter_context(
-            openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=20)
-        )
+    with openai.OpenAI(base_url="http://nowhere", api_key="none", max_retries=0, timeout=20) as client:
+        yield lambda server, key="none": client.with_options(base_url=f"{server.url}/v1", api_key=key)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anthropic_client():
     """`anthropic_client(server)`: the real client, pointed at it."""
-    with ExitStack() as clients:
-        yield lambda server, key="none": clients.enter_context(
-            anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=20)
-        )
+    with anthropic.Anthropic(base_url="http://nowhere", api_key="none", max_retries=0, timeout=20) as client:
+        yield lambda server, key="none": client.with_options(base_url=server.url, api_key=key)

@@ -211,9 +211,7 @@ def test_quirks_of_clients_are_accepted(scripted, openai_client, tokenizer):
     ]
     tool = {"type": "function", "function": {**NOW["function"], "strict": True}}
     body = {"user": "u", "store": False, "max_completion_tokens": 5, "temperature": None, "unheard_of": {"x": 1}}
-    reply = openai_client(server).chat.completions.create(
-        model=MODEL, messages=messages, tools=[tool], extra_body=body
-    )
+    reply = openai_client(server).chat.completions.create(model=MODEL, messages=messages, tools=[tool], extra_body=body)
     assert reply.choices[0].finish_reason == "length"
     assert engine.requests[0].params.max_tokens == 5
     prompt = tokenizer.decode(engine.requests[0].prompt_ids)
@@ -288,9 +286,7 @@ def test_log_probabilities_and_ids_of_every_token(scripted, openai_client, token
     server, engine = scripted(TEXT, TEXT)
     client = openai_client(server)
     extra = {"return_token_ids": True}
-    reply = client.chat.completions.create(
-        model=MODEL, messages=ASK, logprobs=True, top_logprobs=1, extra_body=extra
-    )
+    reply = client.chat.completions.create(model=MODEL, messages=ASK, logprobs=True, top_logprobs=1, extra_body=extra)
     [choice] = reply.choices
     entries = choice.logprobs.content
     assert bytes(b for entry in entries for b in entry.bytes) == tokenizer.decode_bytes(choice.token_ids)

@@ -24,7 +24,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    trainer = small_trainer(tmp_path, steps=40, lr=0.02)
+    trainer = small_trainer(tmp_path, steps=40, rows_per_microbatch=8, lr=0.02)
     trainer.run([])
     losses = [record.loss for record in steps_of(tmp_path / "metrics.jsonl")]
     assert losses[0] == pytest.approx(3.9, abs=0.3)  # log of the vocabulary
@@ -54,13 +54,15 @@ def test_same_seed_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at", [1, 5, 6])
 def test_going_on_is_bit_identical(tmp_path: Path, at: int) -> None:
     """Weights, optimisers and place in the data are everything there is."""
-    small_trainer(tmp_path / "whole", steps=8).run([])
-    first = small_trainer(tmp_path / "parts", steps=8, save_every_steps=at)
+    small_trainer(tmp_path / "whole", steps=8, rows_per_microbatch=4).run([])
+    first = small_trainer(tmp_path / "parts", steps=8, rows_per_microbatch=4, save_every_steps=at)
     with pytest.raises(KeyboardInterrupt):
         first.run([_stop_after(at + 1)])  # one step is lost and done again
 
     [checkpoint] = first.checkpoints.all()
-    second = small_trainer(tmp_path / "parts", steps=8, model=_frozen(load_checkpoint(checkpoint)))
+    second = small_trainer(
+        tmp_path / "parts", steps=8, rows_per_microbatch=4, model=_frozen(load_checkpoint(checkpoint))
+    )
     second.progress = second.checkpoints.restore(checkpoint, second.optimizers.state_tensors())
     assert second.progress.step == at
     second.batches.load_state_dict(second.progress.loader or {})
@@ -228,7 +230,9 @@ def test_balancing_a_training_lowers_the_violation(tmp_path: Path) -> None:
     violations = []
     for rate in (0.0, 0.02):
         model = small_model()
-        trainer = small_trainer(tmp_path / str(rate), model=model, steps=40, balance_bias_rate=rate)
+        trainer = small_trainer(
+            tmp_path / str(rate), model=model, steps=40, rows_per_microbatch=8, balance_bias_rate=rate
+        )
         trainer.run([])
         last = steps_of(tmp_path / str(rate) / "metrics.jsonl")[-10:]
         violations.append(sum(record.load_violation for record in last) / 10)

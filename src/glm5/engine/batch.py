@@ -94,14 +94,17 @@ class Batch:
         ids, slots: int64 [N], tokens and where their rows are written.
         phases: complex64 [N, 1, rope / 2].
         order: for each span as given, its rows.
+        contexts: all spans, in the order of their rows.
         few: rows [0, few) belong to spans of few queries and are computed in latent space.
-        sparse: contexts with few queries that must select; chunks: stretches of prompts.
+        dense, sparse, chunks: the three kinds of attention.
+        selects: whether some context must select.
     """
 
     ids: Tensor
     slots: Tensor
     phases: Tensor
     order: list[slice]
+    contexts: list[Context]
     few: int
     dense: list[DenseGroup]
     sparse: list[Context]
@@ -145,7 +148,7 @@ def build_batch(spans: Sequence[Span], config: ModelConfig, cache: PagedCache) -
     phases = rotary_phases(positions, config.qk_rope_head_dim, config.rope_theta)
     few = chunks[0].rows.start if chunks else row
     any_selects = bool(sparse) or any(context.end > topk for context in chunks)
-    return Batch(ids, slots, phases, order, few, dense, sparse, chunks, any_selects)
+    return Batch(ids, slots, phases, order, contexts, few, dense, sparse, chunks, any_selects)
 
 
 def _context(span: Span, rows: slice, page_size: int) -> Context:

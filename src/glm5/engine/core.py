@@ -5,11 +5,11 @@
 Nothing here knows threads or time; `engine.Engine` runs it.
 """
 
+import itertools
 import secrets
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from itertools import count as counter
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class EngineCore:
         self.scheduler = Scheduler(PagePool(self.cache.pages, settings.page_size), settings)
         self.speculator = Speculator(self.network, self.scheduler)
         self._compiler = None if tokenizer is None else GrammarCompiler(tokenizer, model.config)
-        self._arrivals = counter()
+        self._arrivals = itertools.count()
         self._sequences: dict[str, list[Sequence]] = {}
         self._stats = EngineStats()
 
@@ -222,9 +222,8 @@ class EngineCore:
         if not rows:
             return sampled
         logits = self.network.logits(hidden[rows])
-        first_row = {}
-        for i in alive:
-            first_row[i] = sum(len(works[j].drafts) + 1 for j in alive if j < i)
+        ends = itertools.accumulate(len(works[i].drafts) + 1 for i in alive)
+        first_row = {i: end - len(works[i].drafts) - 1 for i, end in zip(alive, ends)}
         place = 0
         while alive:
             raw = logits[[first_row[i] + place for i in alive]]

@@ -16,17 +16,18 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from glm5.engine.core import EngineCore
 from glm5.engine.records import Completion, Delta, EngineSettings, EngineStats, SamplingParams
+from glm5.engine.sequence import Sequence as EngineSequence
 from glm5.engine.weights import folder_tensors
 from glm5.errors import GLM5Error, UsageError
 from glm5.model.checkpoint import load_checkpoint
@@ -106,7 +107,7 @@ class Engine:
 
     async def stream(
         self, prompt: Sequence[int] | str, params: SamplingParams | None = None, request_id: str | None = None
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """Tokens as they are made; ends when all `params.n` completions have. Leaving the loop aborts the request.
 
         Raises:
@@ -124,18 +125,21 @@ class Engine:
 
         ids = self._ids(prompt)
         sequences = await asyncio.to_thread(self._core.prepare, name, ids, params)  # a grammar may take its time
-        await asyncio.wrap_future(self._post(lambda: self._add(sequences, deliver)))
-        open_sequences = params.n
+        added = self._post(lambda: self._add(sequences, deliver))
+        open_sequences = params.n  # from here on, a reader who leaves takes the request with them
         try:
+            await asyncio.wrap_future(added)
             while open_sequences:
                 item = await arrived.get()
                 if isinstance(item, GLM5Error):
-                    open_sequences = 0
                     raise item
                 open_sequences -= item.finish_reason is not None
                 yield item
+        except GLM5Error:
+            open_sequences = 0  # refused, or failed with all others: there is nothing to abort
+            raise
         finally:
-            if open_sequences:
+            if open_sequences and not self._closed:
                 self._post(lambda: self._abort(name))
 
     def abort(self, request_id: str) -> None:
@@ -191,7 +195,8 @@ class Engine:
         return self._call(self._core.weights.hash)
 
     def sleep(self, discard_weights: bool = False) -> None:
-        """Pause and free the cache's memory; with `discard_weights` the weights' too, to be written anew after `wake`."""
+        """Pause and free the cache's memory; with `discard_weights` the weights' too, to be written anew after
+        `wake`."""
 
         def sleep() -> None:
             self._set_paused(True)
@@ -269,7 +274,7 @@ class Engine:
             sink(error)
         self._sinks.clear()
 
-    def _add(self, sequences: list[Any], sink: Callable[[Item], None]) -> None:
+    def _add(self, sequences: list[EngineSequence], sink: Callable[[Item], None]) -> None:
         self._core.add(sequences)
         self._sinks[sequences[0].request_id] = sink
 
@@ -285,6 +290,8 @@ class Engine:
         future: Future[T] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # whoever asked has gone
             try:
                 future.set_result(task())
             except BaseException as error:

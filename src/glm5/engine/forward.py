@@ -5,13 +5,15 @@ read through slots, fused matrices replace pairs of small ones, and each kind of
 path. The plain model is the reference (tests/engine/test_forward.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glm5.engine.batch import Batch, Context
+from glm5.engine.batch import FEW_QUERIES, Batch, Context
 from glm5.engine.cache import PagedCache
 from glm5.engine.fuse import FusedBlock, fuse
 from glm5.errors import UsageError
@@ -138,20 +140,22 @@ class Network:
         q_nope, q_rope = q[..., :nope], rotate_pairs(q[..., nope:], batch.phases)
         if attention.indexer is not None:
             self._store_index_keys(fused, rest[0], batch)
-            if batch.selects and not selections.is_final:
-                self._select(fused, x, q_latent, batch, selections)
+        out = self._attend(fused, Queries(x, q_latent, q_nope, q_rope), batch, selections)
+        return F.linear(out.reshape(tokens, -1), attention.o_proj.weight)
 
-        out = x.new_empty(tokens, heads, attention.v_dim)
+    def _attend(self, fused: FusedBlock, queries: "Queries", batch: Batch, selections: Selections) -> Tensor:
+        """Every row over its own keys: [N, H, v]."""
+        if fused.attention.indexer is not None and batch.selects and not selections.is_final:
+            self._select(fused, queries, batch, selections)
+        q_nope, q_rope = queries.nope, queries.rope
+        out = q_nope.new_empty(*q_nope.shape[:2], fused.attention.v_dim)
         if batch.few:
             few = slice(0, batch.few)
-            # Per head, [few, nope] times W_UK: the query in the space of the cached rows.
-            absorbed = torch.bmm(q_nope[few].transpose(0, 1), fused.w_uk).transpose(0, 1)
-            q_few = torch.cat([absorbed, q_rope[few]], dim=-1).mul_(attention.scale)
-            weighted = self._attend_few(fused, q_few, batch, selections)
-            out[few] = torch.bmm(weighted.transpose(0, 1), fused.w_uv).transpose(0, 1)
+            weighted = self._attend_few(fused, absorb(fused, q_nope[few], q_rope[few]), batch, selections)
+            out[few] = expand(fused, weighted)
         for chunk in batch.chunks:
             out[chunk.rows] = self._attend_chunk(fused, q_nope[chunk.rows], q_rope[chunk.rows], chunk, selections)
-        return F.linear(out.view(tokens, -1), attention.o_proj.weight)
+        return out
 
     def _attend_few(self, fused: FusedBlock, q: Tensor, batch: Batch, selections: Selections) -> Tensor:
         """Absorbed attention of the rows of few queries: [few, H, r + rope] -> [few, H, r]."""
@@ -186,10 +190,8 @@ class Network:
         else:
             self.counters.sparse_queries += len(q_nope)
         if positions is not None and chunk.end > self._masked_until:
-            q = torch.cat([torch.bmm(q_nope.transpose(0, 1), fused.w_uk).transpose(0, 1), q_rope], dim=-1)
-            slots, bias = _to_slots(positions, chunk)
-            weighted = gathered_attention(q.mul_(attention.scale)[:, None], pool, slots, bias, attention.kv_rank)[:, 0]
-            return torch.bmm(weighted.transpose(0, 1), fused.w_uv).transpose(0, 1)
+            q = absorb(fused, q_nope, q_rope)[:, None]
+            return expand(fused, gathered_attention(q, pool, *_to_slots(positions, chunk), attention.kv_rank)[:, 0])
         rows = chunk.read(pool)
         kv = F.linear(rows[:, : attention.kv_rank], attention.kv_b_proj.weight).view(chunk.end, attention.heads, -1)
         k_rope = rows[:, None, attention.kv_rank :].expand(-1, attention.heads, -1)
@@ -211,31 +213,57 @@ class Network:
         keys = torch.cat([rotate_pairs(keys[:, None, : indexer.rope], batch.phases)[:, 0], keys[:, indexer.rope :]], 1)
         self.cache.index_keys(fused.attention.layer).index_copy_(0, batch.slots, keys)
 
-    def _select(self, fused: FusedBlock, x: Tensor, q_latent: Tensor, batch: Batch, selections: Selections) -> None:
+    def _select(self, fused: FusedBlock, queries: "Queries", batch: Batch, selections: Selections) -> None:
         """Run the indexer for everybody who has more keys than top-k."""
         indexer = fused.attention.indexer
         assert indexer is not None
-        if selections.few is not None or selections.chunks:
-            selections.few, selections.chunks = None, {}
         chosen = []
         for context in [*batch.sparse, *batch.chunks]:
             if context.end <= indexer.topk:
                 continue
-            rows = context.rows
-            q = F.linear(q_latent[rows], indexer.wq_b.weight).unflatten(1, (indexer.heads, -1))
-            q = torch.cat([rotate_pairs(q[..., : indexer.rope], batch.phases[rows]), q[..., indexer.rope :]], dim=-1)
-            weights = F.linear(x[rows].float(), indexer.weights_proj.weight) * (indexer.heads * indexer.dim) ** -0.5
-            scores = index_scores(q, weights, context.read(self.cache.index_keys(fused.attention.layer)))
+            scores = self._index_scores(fused, queries, context.rows, batch, context.read)
             if len(scores) > 1:
                 future = torch.arange(context.end) > torch.arange(context.start, context.end)[:, None]
                 scores.masked_fill_(future, float("-inf"))
             positions = select_positions(scores, indexer.topk)
-            if context in batch.sparse:
-                chosen.append(_to_slots(positions, context))
+            if len(scores) > FEW_QUERIES:
+                selections.chunks[context.rows.start] = positions
             else:
-                selections.chunks[rows.start] = positions
+                chosen.append(_to_slots(positions, context))
         if chosen:
             selections.few = torch.cat([slots for slots, _ in chosen]), torch.cat([bias for _, bias in chosen])
+
+    def _index_scores(
+        self, fused: FusedBlock, queries: "Queries", rows: slice, batch: Batch, read: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Scores fp32 [rows, S] of the index keys that `read` takes from the layer's cache."""
+        indexer = fused.attention.indexer
+        assert indexer is not None
+        q = F.linear(queries.latent[rows], indexer.wq_b.weight).unflatten(1, (indexer.heads, -1))
+        q = torch.cat([rotate_pairs(q[..., : indexer.rope], batch.phases[rows]), q[..., indexer.rope :]], dim=-1)
+        weights = F.linear(queries.x[rows].float(), indexer.weights_proj.weight) * (indexer.heads * indexer.dim) ** -0.5
+        return index_scores(q, weights, read(self.cache.index_keys(fused.attention.layer)))
+
+
+class Queries(NamedTuple):
+    """What a layer asks with: its normed input [N, d], the query latent [N, q_lora_rank], and each head's positionless
+    [N, H, nope] and rotated [N, H, rope] parts."""
+
+    x: Tensor
+    latent: Tensor
+    nope: Tensor
+    rope: Tensor
+
+
+def absorb(fused: FusedBlock, q_nope: Tensor, q_rope: Tensor) -> Tensor:
+    """Scaled queries in the space of the cached rows: W_UK into each head. [N, H, kv_lora_rank + rope]."""
+    absorbed = torch.bmm(q_nope.transpose(0, 1), fused.w_uk).transpose(0, 1)
+    return torch.cat([absorbed, q_rope], dim=-1).mul_(fused.attention.scale)
+
+
+def expand(fused: FusedBlock, weighted: Tensor) -> Tensor:
+    """Weighted latent rows [N, H, kv_lora_rank] to each head's value by W_UV: [N, H, v]."""
+    return torch.bmm(weighted.transpose(0, 1), fused.w_uv).transpose(0, 1)
 
 
 def _to_slots(positions: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -97,7 +97,7 @@ class GrammarCompiler:
         try:
             match grammar.kind:
                 case "json_schema":
-                    return self._plain.compile_json_schema(json.dumps(value))
+                    return self._plain.compile_json_schema(json.dumps(value), any_whitespace=False)
                 case "regex":
                     return self._plain.compile_regex(value)
                 case "choice":

@@ -39,8 +39,9 @@ def expanded_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, 
     Returns:
         [B, H, T, d_v].
     """
-    trains_on_cpu = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
-    if trains_on_cpu and q.shape[2] == k.shape[2] <= _BLOCKED_MAX_LENGTH and q.shape[1] == k.shape[1]:
+    square = q.shape[2] == k.shape[2] <= _BLOCKED_MAX_LENGTH and q.shape[1] == k.shape[1]
+    gains = q.dtype == torch.bfloat16 or (torch.is_grad_enabled() and q.requires_grad)
+    if q.device.type == "cpu" and square and gains:
         return _BlockedCausalAttention.apply(q, k, v, visible, scale)
     width = v.shape[-1]
     if width < q.shape[-1] and q.device.type == "cpu":

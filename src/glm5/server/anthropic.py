@@ -50,7 +50,7 @@ def router(service: Service) -> APIRouter:
         if body.n not in (None, 1):
             raise UsageError("n: the messages API has one answer")
         model = service.model_name(body.model)
-        turn = Turn(service, read_request(body, service.tokenizer), request.state.request_id)
+        turn = Turn(service, read_request(body, service.tokenizer))
         answer = _MessageAnswer(model, turn, request.state.request_id)
         if body.stream:
             return EventStream(answer.events(), answer.failure, service.settings.send_timeout)

@@ -1,5 +1,6 @@
 """The whole server as one ASGI application: surfaces, middleware, errors, the small routes and the chat page."""
 
+import asyncio
 import time
 from importlib import resources
 
@@ -64,7 +65,8 @@ def _small_routes(service: Service) -> APIRouter:
 
     @routes.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+        text = await asyncio.to_thread(service.metrics.text)  # the engine's numbers wait for the step under way
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     for name, (file, media_type) in _PAGE.items():
         routes.add_api_route(f"/{name}", _page_route(file, media_type), methods=["GET"])

@@ -72,7 +72,7 @@ def router(service: Service) -> APIRouter:
     @routes.post(PATH)
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         model = service.model_name(body.model)
-        turn = Turn(service, read_request(body, service.tokenizer), request.state.request_id)
+        turn = Turn(service, read_request(body, service.tokenizer))
         answer = _ChatAnswer(service, body, model, turn, request.state.request_id)
         if body.stream:
             return EventStream(answer.chunks(), answer.failure, service.settings.send_timeout)

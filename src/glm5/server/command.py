@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,6 +31,7 @@ def serve(
     model_names: Sequence[str] = (),
     context_length: int | None = None,
     generation: Generation = "glm-5",
+    dtype: Literal["float32", "bfloat16"] | None = None,
     engine_settings: EngineSettings | None = None,
     drain_seconds: float = 30.0,
 ) -> None:
@@ -39,34 +41,36 @@ def serve(
         api_keys: clients need one of them; without any, everybody who reaches the port may use the model.
         model_names: names the model answers to; the checkpoint's folder name if there are none.
         context_length: tokens of prompt and answer; the model's own limit if None.
+        dtype: to compute in; as stored if None.
         drain_seconds: how long requests in flight may take to finish.
 
     Raises:
         UsageError: a context longer than the model's, no tokenizer, an engine setting that cannot be.
         GLM5Error: the checkpoint cannot be read, or the port is taken.
     """
-    from glm5.engine.engine import Engine  # torch takes its time
+    import torch  # takes its time
+
+    from glm5.engine.engine import Engine
+    from glm5.model.checkpoint import read_config
 
     if not (checkpoint / "tokenizer.json").exists():
         raise UsageError(f"{checkpoint} has no tokenizer.json; the server needs one to read and write text")
+    longest = read_config(checkpoint).max_position_embeddings
+    if context_length is not None and not 0 < context_length <= longest:
+        raise UsageError(f"a context of {context_length} tokens: the model has positions for 1 to {longest}")
+    settings = ServerSettings(
+        model_names=tuple(model_names) or (checkpoint.resolve().name,),
+        context_length=context_length or longest,
+        generation=generation,
+        api_keys=tuple(api_keys),
+    )
+    if host not in _LOOPBACK and not api_keys:
+        log.warning("listening on %s without an API key: everybody who reaches port %d may come in", host, port)
     tokenizer = Tokenizer.load(checkpoint)
-    engine = Engine(checkpoint, engine_settings or EngineSettings(), tokenizer)
-    try:
-        longest = engine.config.max_position_embeddings
-        if context_length is not None and not 0 < context_length <= longest:
-            raise UsageError(f"a context of {context_length} tokens: the model has positions for 1 to {longest}")
-        settings = ServerSettings(
-            model_names=tuple(model_names) or (checkpoint.resolve().name,),
-            context_length=context_length or longest,
-            generation=generation,
-            api_keys=tuple(api_keys),
-        )
-        if host not in _LOOPBACK and not api_keys:
-            log.warning("listening on %s without an API key: everybody who reaches port %d may come in", host, port)
+    with Engine(checkpoint, engine_settings, tokenizer, None if dtype is None else getattr(torch, dtype)) as engine:
+        app = create_app(engine, tokenizer, settings)
         print(f"{settings.model_names[0]}: http://{host}:{port}  (chat page, /v1 for clients)", file=sys.stderr)
-        run(create_app(engine, tokenizer, settings), host, port, drain_seconds)
-    finally:
-        engine.close()
+        run(app, host, port, drain_seconds)
 
 
 def run(app: FastAPI, host: str, port: int, drain_seconds: float) -> None:

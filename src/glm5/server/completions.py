@@ -141,7 +141,7 @@ class _Completions:
             if self._body.echo:
                 for index in range(params.n):
                     yield _Piece(number * params.n + index, self._service.tokenizer.decode(prompt))
-            async with aclosing(self._service.stream(prompt, params, self._request_id, measured)) as deltas:
+            async with aclosing(self._service.stream(prompt, params, measured)) as deltas:
                 async for delta in deltas:
                     choice = choices[delta.index]
                     if choice.finish_reason is not None:

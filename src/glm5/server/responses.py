@@ -41,7 +41,7 @@ def router(service: Service) -> APIRouter:
         if body.n not in (None, 1):
             raise UsageError("n: a response has one answer")
         model = service.model_name(body.model)
-        turn = Turn(service, read_request(body, service.tokenizer), request.state.request_id)
+        turn = Turn(service, read_request(body, service.tokenizer))
         answer = _ResponseAnswer(body, model, turn, request.state.request_id)
         if body.stream:
             return EventStream(answer.encoded(), answer.failure, service.settings.send_timeout)

@@ -70,15 +70,14 @@ class ScriptedEngine:
         """Counters; there are no pages."""
         return self._stats
 
-    async def stream(
-        self, prompt_ids: list[int], params: SamplingParams, request_id: str | None = None
-    ) -> AsyncGenerator[Delta, None]:
+    async def stream(self, prompt_ids: list[int], params: SamplingParams, /) -> AsyncGenerator[Delta, None]:
         """The next `params.n` replies. `cached_tokens` is what the prompt shares with the last request.
 
         Raises:
             UsageError: the script is at its end.
         """
         self.requests.append(ScriptedRequest(prompt_ids, params))
+        name = f"request-{len(self.requests)}"
         cached = _common_prefix(prompt_ids, self._last_ids)
         replies = [self._next_reply(prompt_ids, params) for _ in range(params.n)]
         self._stats.prompt_tokens += len(prompt_ids)
@@ -98,7 +97,7 @@ class ScriptedEngine:
                     self._stats.generated_tokens += len(ids)
                     stopped = is_last and not is_cut
                     yield Delta(
-                        request_id or f"scripted-{len(self.requests)}",
+                        name,
                         index,
                         [self._token(token_id, params) for token_id in ids],
                         finish_reason=("length" if is_cut else "stop") if is_last else None,

@@ -23,10 +23,8 @@ class TokenEngine(Protocol):
     def version(self) -> int:
         """Of the weights."""
 
-    def stream(
-        self, prompt_ids: list[int], params: SamplingParams, request_id: str | None = None
-    ) -> AsyncGenerator[Delta, None]:
-        """The completions of one prompt as they grow; closing the iterator gives up its pages."""
+    def stream(self, prompt_ids: list[int], params: SamplingParams, /) -> AsyncGenerator[Delta, None]:
+        """The completions of one prompt as they grow; closing the generator aborts them and gives up their pages."""
 
     def stats(self) -> EngineStats:
         """Gauges and counters."""
@@ -115,7 +113,7 @@ class Service:
         return room if asked is None else min(asked, room)
 
     async def stream(
-        self, prompt_ids: list[int], params: SamplingParams, request_id: str, measured: RequestMetrics
+        self, prompt_ids: list[int], params: SamplingParams, measured: RequestMetrics
     ) -> AsyncGenerator[Delta, None]:
         """The engine's deltas, measured on their way. Closing it aborts the request and frees its pages.
 
@@ -125,7 +123,7 @@ class Service:
         """
         unfinished = "abort"
         try:
-            async with aclosing(self.engine.stream(prompt_ids, params, request_id)) as deltas:
+            async with aclosing(self.engine.stream(prompt_ids, params)) as deltas:
                 async for delta in deltas:
                     measured.delta(delta)
                     if delta.finish_reason == "error":

@@ -131,7 +131,7 @@ class _Generation:
 
     def _deltas(self) -> AsyncGenerator[Delta, None]:
         measured = self._service.metrics.request(len(self._prompt_ids), self._params.n)
-        return self._service.stream(self._prompt_ids, self._params, self._request_id, measured)
+        return self._service.stream(self._prompt_ids, self._params, measured)
 
 
 def _choice(part: Completion | Delta) -> dict[str, Any]:

@@ -123,7 +123,7 @@ class Turn:
         usage: grows while the turn runs.
     """
 
-    def __init__(self, service: Service, request: TurnRequest, request_id: str) -> None:
+    def __init__(self, service: Service, request: TurnRequest) -> None:
         """Render the prompt.
 
         Raises:
@@ -132,7 +132,6 @@ class Turn:
         """
         self._service = service
         self._request = request
-        self._request_id = request_id
         self.prompt_ids = render_prompt(service, request.messages, request.tools, request.thinking)
         self.usage = Usage(len(self.prompt_ids))
         self._params = _with_tool_choice(service, request).replace(
@@ -143,7 +142,7 @@ class Turn:
         """Run the turn. Raises as `Service.stream` does."""
         answers = [_Answer(self._service, self._request) for _ in range(self._params.n)]
         measured = self._service.metrics.request(len(self.prompt_ids), len(answers))
-        deltas = self._service.stream(self.prompt_ids, self._params, self._request_id, measured)
+        deltas = self._service.stream(self.prompt_ids, self._params, measured)
         async with aclosing(deltas):
             async for delta in deltas:
                 answer = answers[delta.index]

@@ -69,7 +69,8 @@ class CheckpointFolder:
         error = None
         try:
             if self.world.is_first:
-                shutil.rmtree(draft, ignore_errors=True)
+                for leftover in self.folder.glob("*.partial"):  # of a save or a deletion that a kill cut off
+                    shutil.rmtree(leftover, ignore_errors=True)
                 draft.mkdir(parents=True)
             self.world.barrier()
             save_checkpoint(model, draft)
@@ -82,15 +83,17 @@ class CheckpointFolder:
                 (draft / "training.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
                 shutil.rmtree(final, ignore_errors=True)
                 draft.rename(final)
-                for old in self.all()[: -self.keep]:
-                    shutil.rmtree(old)
+                for old in self.all()[: -self.keep]:  # renamed first: nothing half deleted keeps its name
+                    shutil.rmtree(old.rename(old.with_name(old.name + ".partial")))
         except (OSError, GLM5Error, dcp.CheckpointException, RuntimeError) as problem:
             error = problem
         if error is not None:
             shutil.rmtree(draft, ignore_errors=True)
             last = self.all()[-1:]
             kept = f"{last[0]} is whole; the run continues from it" if last else "there is no earlier one"
-            raise GLM5Error(f"checkpoint {final} could not be written: {error}\nFree some space: {kept}.") from error
+            raise GLM5Error(
+                f"checkpoint {final} could not be written: {_reason(error)}\nFree some space: {kept}."
+            ) from error
         self.world.barrier()
         return final
 
@@ -102,16 +105,24 @@ class CheckpointFolder:
         """
         try:
             state = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
+            if state.pop("format", None) != _FORMAT:
+                raise ValueError("it was written by another version of glm5")
+            progress = Progress(**state)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 dcp.load(optimizer_state, checkpoint_id=checkpoint / "training", no_dist=self.world.size == 1)
-        except (OSError, ValueError, dcp.CheckpointException) as error:
+        except (OSError, ValueError, TypeError, AttributeError, EOFError, dcp.CheckpointException) as error:
             raise GLM5Error(
-                f"{checkpoint} cannot be continued from: {error}\nDelete it to go on from the one before."
+                f"{checkpoint} cannot be continued from: {_reason(error)}\nDelete it to go on from the one before."
             ) from error
-        if state.pop("format") != _FORMAT:
-            raise GLM5Error(f"{checkpoint} was written by another version of glm5 and cannot be continued from")
-        return Progress(**state)
+        return progress
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a line: DCP tells it with every rank's traceback."""
+    if isinstance(error, dcp.CheckpointException):
+        error, _ = next(iter(error.failures.values()))
+    return str(error) or type(error).__name__
 
 
 def publish(checkpoint: Path, folder: Path) -> None:

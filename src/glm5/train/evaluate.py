@@ -127,9 +127,9 @@ def bits_per_byte(
     for number in range(batches):
         # Every process makes the same number of passes (sharded weights are gathered together); some may score nothing.
         start = (number * world.size + world.rank) * _EVAL_ROWS
-        rows = torch.arange(start, start + _EVAL_ROWS).clamp(max=total - 1)
-        targets = held_out.targets[rows].clone()
-        targets[torch.arange(start, start + _EVAL_ROWS) >= total] = IGNORE
+        mine = list(range(start, min(start + _EVAL_ROWS, total)))
+        rows = mine or [0]
+        targets = held_out.targets[rows] if mine else torch.full_like(held_out.targets[rows], IGNORE)
         inputs = [t[rows].to(world.device) for t in (held_out.input_ids, held_out.positions, held_out.document_ids)]
         output = model(*inputs, sparse=sparse, dtype=dtype)
         nll = token_nll(
@@ -137,7 +137,7 @@ def bits_per_byte(
         ).double()
         nats.index_add_(0, held_out.sources[rows].flatten(), nll.cpu())
         if output.routing:
-            seen = torch.stack([routing.load for routing in output.routing]).cpu()
+            seen = torch.stack([routing.load for routing in output.routing]).cpu() * bool(mine)
             load = seen if load is None else load + seen
     nats = world.sum(nats.to(world.device)).cpu()
     bits = {name: float(nats[i]) / math.log(2) / held_out.size[name] for i, name in enumerate(held_out.names)}

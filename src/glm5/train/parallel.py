@@ -5,7 +5,9 @@ A single process is the same code with a world of one and no process group.
 """
 
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -87,8 +89,8 @@ def synchronise_gradients(model: Transformer, now: bool) -> None:
 
 # -- processes of a cluster ------------------------------------------------------------------------------------------
 #
-# `torchrun ... -m glm5 run RECIPE` starts the same command everywhere. The first process runs the recipe; whenever a stage
-# needs everybody it says so, and the others, who wait for nothing else, join in.
+# `torchrun ... -m glm5 run RECIPE` starts the same command everywhere. The first process runs the recipe; whenever a
+# stage needs everybody it says so, and the others, who wait for nothing else, join in.
 
 _WAIT = timedelta(days=30)  # the others wait while the first prepares data
 
@@ -140,32 +142,51 @@ def dismiss() -> None:
 def launch(function: Callable[..., Any], arguments: tuple[Any, ...], processes: int) -> None:
     """Run `function(*arguments)` in `processes` local processes joined into one world; torchrun's job on one machine.
 
+    Ctrl-C and SIGTERM are passed on to the processes, which finish their step, save, and end by themselves.
+
     Raises:
-        GLM5Error: one of them failed; the others have been stopped.
+        GLM5Error: one of them failed, with its own words if it had any; the others have been stopped.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    failures = mp.get_context("spawn").SimpleQueue()
     context = mp.start_processes(
-        _worker, args=(function, arguments, processes, port), nprocs=processes, join=False, start_method="spawn"
-    )
-    while True:
-        try:
-            if context.join():
-                return
-        except KeyboardInterrupt:
-            continue  # the terminal interrupts the workers too: they finish their step, save, and end by themselves
-        except mp.ProcessRaisedException as error:
-            raise GLM5Error(f"a training process failed:\n{error}") from error
-        except mp.ProcessExitedException as error:
-            raise GLM5Error(f"a training process ended with {error.exit_code}: {error}") from error
+        _worker, args=(function, arguments, processes, port, failures), nprocs=processes, join=False,
+        start_method="spawn",
+    )  # fmt: skip
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while True:
+            try:
+                if context.join():
+                    return
+            except KeyboardInterrupt:
+                for process in context.processes:
+                    if process.is_alive():
+                        os.kill(process.pid, signal.SIGINT)
+            except mp.ProcessRaisedException as error:
+                raise GLM5Error(f"a training process failed:\n{error}") from error
+            except mp.ProcessExitedException as error:
+                if not failures.empty():
+                    raise failures.get() from None
+                raise GLM5Error(f"a training process ended with {error.exit_code}: {error}") from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _worker(index: int, function: Callable[..., Any], arguments: tuple[Any, ...], processes: int, port: int) -> None:
+def _worker(
+    index: int, function: Callable[..., Any], arguments: tuple[Any, ...], processes: int, port: int, failures: Any
+) -> None:
+    os.setpgrp()  # a terminal's Ctrl-C reaches the launcher alone, which passes it on once
     os.environ |= {
         "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    function(*arguments)
+    try:
+        function(*arguments)
+    except GLM5Error as error:
+        failures.put(error)
+        sys.exit(error.exit_code)
     if dist.is_initialized():
         dist.destroy_process_group()

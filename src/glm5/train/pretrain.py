@@ -221,6 +221,11 @@ class _Watch:
             dtype=self.dtype, sparse=False, loss_chunk_tokens=self.settings.loss_chunk_tokens,
         )  # fmt: skip
         trainer.model.train()
+        if not math.isfinite(bits[ALL]):
+            raise GLM5Error(
+                f"step {progress.step}: held-out text scores {bits[ALL]} bits per byte, so the weights are spoilt and not"
+                " saved; the checkpoint before is kept. Lower lr_muon and lr_adamw, or train in float32."
+            )
         if trainer.log is not None:
             trainer.log.write(EvalRecord(progress.step, progress.tokens, bits, load))
         if self.line is not None:
