@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glm5.engine.generate import _choose, generate
-from glm5.errors import UsageError
+from glm5.errors import GLM5Error, UsageError
 from glm5.model.transformer import Transformer
 from tests.model.shapes import SHAPES, perturbed, reference, saved, tiny_config, tokens
 
@@ -154,6 +154,15 @@ def test_temperature_zero_takes_the_likeliest() -> None:
 def test_what_cannot_be_is_told(model: Transformer, prompts: Any, options: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         generate(model, prompts, **{"max_new_tokens": 2, **options})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_spoilt_weights_are_told(temperature: float) -> None:
+    model = perturbed(tiny_config())
+    with torch.no_grad():
+        model.lm_head.weight[5, 5] = float("inf")
+    with pytest.raises(GLM5Error, match="not finite"):
+        generate(model, PROMPTS, 3, temperature=temperature)
 
 
 def test_the_whole_context_can_be_used() -> None:

@@ -55,7 +55,9 @@ def test_rows_of_a_batch_do_not_mix() -> None:
     logits = torch.stack([LOGITS, LOGITS.flip(0), LOGITS, LOGITS.roll(2)])
     together = choose(logits, params, [0.9, 0.9, 0.999999, 0.9])
     assert together == [0, 5, 5, 2]
-    assert together == [choose(logits[i : i + 1], params[i : i + 1], [n])[0] for i, n in enumerate([0.9, 0.9, 0.999999, 0.9])]
+    assert together == [
+        choose(logits[i : i + 1], params[i : i + 1], [n])[0] for i, n in enumerate([0.9, 0.9, 0.999999, 0.9])
+    ]
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,6 +14,7 @@ from glm5.ops.pairs import rotary_phases, rotate_pairs
 from glm5.ops.prefill import chunk_attention
 from glm5.ops.rotary import rotary_tables, rotate_interleaved
 from glm5.ops.routed import routed_experts, tile_experts
+from glm5.ops.rows import linear
 from glm5.ops.selection import select_positions
 from glm5.ops.topk import topk_indices
 
@@ -97,3 +98,9 @@ def test_rotated_pairs() -> None:
     halves = rotate_interleaved(x[None], cos, sin)[0]
     mine = rotate_pairs(x, rotary_phases(positions, 8, 1e6))
     close(mine, torch.stack(halves.chunk(2, dim=-1), dim=-1).flatten(-2))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 4, 5, 30])
+def test_linear_maps_of_few_rows(rows: int) -> None:
+    x, weight = torch.randn(rows, 24), torch.randn(10, 24)
+    close(linear(x, weight), torch.nn.functional.linear(x, weight))

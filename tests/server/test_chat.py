@@ -308,6 +308,15 @@ def test_bytes_that_are_no_text_come_as_replacement_characters(scripted, openai_
     assert stream(client, extra_body=off)[1] == "ok \ufffd\ufffd \ufffd"
 
 
+def test_ignore_eos_goes_on_behind_an_end_token(scripted, openai_client, tokenizer):
+    end = tokenizer.special_ids["<|user|>"]
+    script = [*tokenizer.encode("first"), end, *tokenizer.encode(" second")]
+    server, _ = scripted(script)
+    extra = {"ignore_eos": True, "thinking": {"type": "disabled"}}
+    reply = openai_client(server).chat.completions.create(model=MODEL, messages=ASK, extra_body=extra)
+    assert reply.choices[0].message.content == "first second"
+
+
 def test_an_unclosed_thought_is_the_answer_when_the_model_stopped(scripted, openai_client, tokenizer):
     open_thought = [*tokenizer.encode("just an answer"), tokenizer.special_ids["<|user|>"]]
     server, _ = scripted(open_thought, open_thought)

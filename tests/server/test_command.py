@@ -18,7 +18,12 @@ from tests.model.shapes import perturbed, tiny_config
 from tests.server.serving import wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "fox"}], "ignore_eos": True}
-SCRIPT = "import sys; from pathlib import Path; from glm5.server.command import serve; serve(Path(sys.argv[1]), port=int(sys.argv[2]))"
+SCRIPT = """
+import sys
+from pathlib import Path
+from glm5.server.command import serve
+serve(Path(sys.argv[1]), port=int(sys.argv[2]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +80,17 @@ def test_a_signal_lets_what_is_in_flight_finish(checkpoint, http):
 
 
 def test_a_second_signal_does_not_wait(checkpoint, http):
-    with process(checkpoint, http) as (child, url):
-        with http.stream("POST", f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as reply:
-            next(reply.iter_raw())
-            child.send_signal(signal.SIGINT)
-            wait_until(lambda: http.get(f"{url}/health").status_code == 503)
-            child.send_signal(signal.SIGINT)
-            assert child.wait(15) == 0
+    body = {**CHAT, "stream": True}
+    with (
+        process(checkpoint, http) as (child, url),
+        http.stream("POST", f"{url}/v1/chat/completions", json=body) as reply,
+    ):
+        lines = reply.iter_lines()
+        next(lines)
+        child.send_signal(signal.SIGINT)
+        wait_until(lambda: http.get(f"{url}/health").status_code == 503)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(15) == 0
 
 
 def test_what_cannot_be_served(checkpoint, tmp_path):

@@ -69,7 +69,9 @@ class CountingRows:
 def counting_row(number: int, length: int) -> MicroBatch:
     """Inputs, targets, documents and positions of one row, [length] each."""
     generator = torch.Generator().manual_seed(number)
-    ids, documents, positions = [], [], []
+    ids: list[int] = []
+    documents: list[int] = []
+    positions: list[int] = []
     while len(ids) <= length:
         first, stride, size = (int(torch.randint(low, high, (), generator=generator)) for low, high in
                                ((1, VOCABULARY), (1, 4), (3, length)))  # fmt: skip
@@ -106,7 +108,7 @@ def small_trainer(
     world: World | None = None,
     steps: int = 20,
     rows_per_step: int = 8,
-    rows_per_microbatch: int = 1,
+    rows_per_microbatch: int = 8,
     lr: float = 0.01,
     **changes: Any,
 ) -> Trainer:

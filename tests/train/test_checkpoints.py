@@ -21,7 +21,7 @@ from tests.train.small import small_model, small_trainer
 def trainer(tmp_path: Path) -> Trainer:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
-    trainer = small_trainer(tmp_path, rows_per_microbatch=8)
+    trainer = small_trainer(tmp_path)
     trainer.step()
     return trainer
 

@@ -1,5 +1,7 @@
 """Which optimiser trains what: every trainable parameter has exactly one, a frozen one has none."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ def take_steps(model: nn.Module, optimizers: Optimizers, count: int = 2, lr: flo
 @pytest.mark.parametrize(
     "shape", [{}, {"attention": "gqa", "index_topk": 0, "head_dim": 16, "attention_bias": True, "use_qk_norm": True}]
 )
-def test_every_trainable_parameter_has_one_optimiser(shape: dict[str, object], tied: bool, split: bool) -> None:
+def test_every_trainable_parameter_has_one_optimiser(shape: dict[str, Any], tied: bool, split: bool) -> None:
     model = small_model(tie_word_embeddings=tied, **shape)
     optimizers = Optimizers.build(model, muon_split=split)
     taken = [matrix.name for matrix in optimizers.muon.matrices] + optimizers.adamw_names

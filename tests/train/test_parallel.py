@@ -15,7 +15,7 @@ from glm5.errors import GLM5Error, UsageError
 from glm5.model.checkpoint import load_checkpoint
 from glm5.text.tokenizer import Tokenizer
 from glm5.train.evaluate import bits_per_byte, lay_out
-from glm5.train.muon import _holds_whole_blocks
+from glm5.train.muon import _holds_whole_blocks, _local
 from glm5.train.parallel import World, launch, shard, synchronise_gradients
 from tests.train.small import curve, read_json, small_config, small_model, small_trainer, steps_of
 
@@ -38,7 +38,7 @@ def train(folder: Path, rows_per_microbatch: int, save_every_steps: int) -> None
         return
     assert any(local)
     assert not all(local)
-    rows = [len(matrix.parameter.to_local()) for matrix in matrices]  # type: ignore[operator]
+    rows = [len(_local(matrix.parameter)) for matrix in matrices]
     (folder / f"rows-{world.rank}.txt").write_text(" ".join(map(str, rows)))
 
 
@@ -92,6 +92,7 @@ def score(folder: Path) -> None:
     (folder / f"{world.size}-{world.rank}.json").write_text(json.dumps(answer))
 
 
+@pytest.mark.slow
 def test_scoring_is_split_without_a_difference(tmp_path: Path) -> None:
     """A number of rows that two processes' batches do not divide; every process gets the same answer."""
     score(tmp_path)
@@ -140,7 +141,8 @@ def interrupt_when_ready(folder: Path, number: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_once(tmp_path: Path, number: int) -> None:
     before = signal.getsignal(signal.SIGTERM)
     interrupt_when_ready(tmp_path, number)

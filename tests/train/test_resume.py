@@ -182,6 +182,20 @@ def test_a_full_disk(folder: Path, tmp_path: Path) -> None:
         assert_same(run, folder / "run")
 
 
+def test_spoilt_weights_are_not_saved(folder: Path, tmp_path: Path) -> None:
+    """Scored and sampled before the next step could notice."""
+    run = tmp_path / "run"
+    absurd = ["pretrain.lr_muon=1e30", "pretrain.lr_adamw=1e30", "pretrain.warmup_steps=0"]
+    for name, told in (("eval", "held-out text scores nan"), ("sample", "the network's output is not finite")):
+        often = [f"pretrain.{name}_every_steps=1", "pretrain.save_every_steps=1"]
+        often += ['pretrain.sample_prompts=["router"]'] if name == "sample" else []
+        result = glm5("run", folder / "recipe.toml", f"output={run / name}", *absurd, *often)
+        assert result.returncode == 1
+        assert told in result.stderr
+        assert "Traceback" not in result.stderr
+        assert not (run / name / "pretrain/checkpoints").exists()
+
+
 def test_an_absurd_learning_rate_stops_with_words(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     absurd = [

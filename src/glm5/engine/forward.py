@@ -24,6 +24,7 @@ from glm5.ops.index_scores import index_scores
 from glm5.ops.pairs import rotate_pairs
 from glm5.ops.prefill import chunk_attention
 from glm5.ops.routed import routed_experts
+from glm5.ops.rows import linear
 from glm5.ops.selection import select_positions
 from glm5.ops.norm import rms_norm
 
@@ -74,7 +75,9 @@ class Network:
         # Cost of one key for one query and head: expanded, and absorbed. Beyond top-k the expanded form still computes
         # every key and the absorbed one only the selected, so up to this length masking is cheaper than gathering.
         expanded, absorbed = head.nope + head.rope + head.v_dim, 2 * head.kv_rank + head.rope
-        self._masked_until = self.config.index_topk * absorbed // expanded
+        self._masked_until = (
+            3 * self.config.index_topk * absorbed // (2 * expanded)
+        )  # copying rows costs half as much again
 
     def forward(self, batch: Batch) -> Tensor:
         """Compute a step. Returns [N, d] after the final norm."""
@@ -95,12 +98,12 @@ class Network:
         assert mtp is not None and self.prediction is not None
         embedded = F.embedding(batch.ids, self.model.model.embed_tokens.weight)
         joined = torch.cat([self._norm(mtp.enorm, embedded), self._norm(mtp.hnorm, hidden)], dim=-1)
-        x = F.linear(joined, mtp.eh_proj.weight)
+        x = linear(joined, mtp.eh_proj.weight)
         return self._norm(mtp.norm, self._block(self.prediction, x, batch, selections or Selections()))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, d] -> fp32 [n, V]."""
-        return F.linear(hidden, self.model.lm_head.weight).float()
+        return linear(hidden, self.model.lm_head.weight).float()
 
     @staticmethod
     def _norm(norm: torch.nn.Module, x: Tensor) -> Tensor:
@@ -112,8 +115,8 @@ class Network:
         normed = self._norm(block.post_attention_layernorm, x)
         out = None
         if fused.mlp is not None:
-            gate, up = F.linear(normed, fused.gate_up).chunk(2, dim=-1)
-            out = F.linear(F.silu(gate).mul_(up), fused.mlp.down_proj.weight)
+            gate, up = linear(normed, fused.gate_up).chunk(2, dim=-1)
+            out = linear(F.silu(gate).mul_(up), fused.mlp.down_proj.weight)
         if isinstance(block.mlp, MoE):
             routed = self._experts(block.mlp, normed)
             out = routed if out is None else out.add_(routed)
@@ -129,19 +132,19 @@ class Network:
         attention = fused.attention
         tokens, heads, nope = x.shape[0], attention.heads, attention.nope
         parts = [attention.q_a_proj.weight.shape[0], attention.kv_rank, attention.rope]
-        latent_in = F.linear(x, fused.attention_in)
+        latent_in = linear(x, fused.attention_in)
         q_latent, latent, k_rope, *rest = latent_in.split([*parts, latent_in.shape[1] - sum(parts)], dim=1)
         q_latent = self._norm(attention.q_a_layernorm, q_latent)
         k_rope = rotate_pairs(k_rope[:, None], batch.phases)[:, 0]
         rows = torch.cat([self._norm(attention.kv_a_layernorm, latent), k_rope], dim=1)
         self.cache.latent(attention.layer).index_copy_(0, batch.slots, rows)
 
-        q = F.linear(q_latent, attention.q_b_proj.weight).view(tokens, heads, -1)
+        q = linear(q_latent, attention.q_b_proj.weight).view(tokens, heads, -1)
         q_nope, q_rope = q[..., :nope], rotate_pairs(q[..., nope:], batch.phases)
         if attention.indexer is not None:
             self._store_index_keys(fused, rest[0], batch)
         out = self._attend(fused, Queries(x, q_latent, q_nope, q_rope), batch, selections)
-        return F.linear(out.reshape(tokens, -1), attention.o_proj.weight)
+        return linear(out.reshape(tokens, -1), attention.o_proj.weight)
 
     def _attend(self, fused: FusedBlock, queries: "Queries", batch: Batch, selections: Selections) -> Tensor:
         """Every row over its own keys: [N, H, v]."""
@@ -193,7 +196,7 @@ class Network:
             q = absorb(fused, q_nope, q_rope)[:, None]
             return expand(fused, gathered_attention(q, pool, *_to_slots(positions, chunk), attention.kv_rank)[:, 0])
         rows = chunk.read(pool)
-        kv = F.linear(rows[:, : attention.kv_rank], attention.kv_b_proj.weight).view(chunk.end, attention.heads, -1)
+        kv = linear(rows[:, : attention.kv_rank], attention.kv_b_proj.weight).view(chunk.end, attention.heads, -1)
         k_rope = rows[:, None, attention.kv_rank :].expand(-1, attention.heads, -1)
         k = torch.cat([kv[..., : attention.nope], k_rope], dim=-1).transpose(0, 1)
         q = torch.cat([q_nope, q_rope], dim=-1).mul_(attention.scale).transpose(0, 1)
@@ -239,9 +242,9 @@ class Network:
         """Scores fp32 [rows, S] of the index keys that `read` takes from the layer's cache."""
         indexer = fused.attention.indexer
         assert indexer is not None
-        q = F.linear(queries.latent[rows], indexer.wq_b.weight).unflatten(1, (indexer.heads, -1))
+        q = linear(queries.latent[rows], indexer.wq_b.weight).unflatten(1, (indexer.heads, -1))
         q = torch.cat([rotate_pairs(q[..., : indexer.rope], batch.phases[rows]), q[..., indexer.rope :]], dim=-1)
-        weights = F.linear(queries.x[rows].float(), indexer.weights_proj.weight) * (indexer.heads * indexer.dim) ** -0.5
+        weights = linear(queries.x[rows].float(), indexer.weights_proj.weight) * (indexer.heads * indexer.dim) ** -0.5
         return index_scores(q, weights, read(self.cache.index_keys(fused.attention.layer)))
 
 

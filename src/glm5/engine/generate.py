@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from glm5.errors import UsageError
+from glm5.errors import GLM5Error, UsageError
 from glm5.model.cache import Cache
 from glm5.model.transformer import Transformer
 
@@ -56,6 +56,7 @@ def generate(
 
     Raises:
         UsageError: an empty prompt, an id outside the vocabulary, or more tokens than the model has positions.
+        GLM5Error: the weights give numbers that are not finite.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
     longest = max(len(prompt) for prompt in prompts)
@@ -79,6 +80,8 @@ def generate(
     position = positions[:, -1:]
     for _ in range(max_new_tokens):
         logits = model.logits(hidden[:, -1])
+        if not bool(torch.isfinite(logits).all()):
+            raise GLM5Error("the network's output is not finite: its weights are damaged, or its training diverged")
         chosen = _choose(logits, temperature, top_p, generator)
         logprobs = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
         for row in sorted(running):

@@ -53,7 +53,7 @@ class PretrainSection(Section):
     batch_warmup_tokens: Count = Field(
         0, description="Tokens over which the batch grows from rows_per_step_start; 500B. [GLM-4.5]"
     )
-    tokens_per_microbatch: Positive = Field(description="Tokens that one process holds in memory at a time. [ours]")
+    tokens_per_microbatch: Positive = Field(description="Tokens one process holds in memory at a time, at most. [ours]")
 
     # learning rates
     lr_muon: PositiveFloat = Field(description="Peak learning rate of the matrices; 2e-4. [GLM-5 App. A]")
@@ -143,17 +143,11 @@ class PretrainSection(Section):
                 ("tokens_per_microbatch",),
                 f"= {self.tokens_per_microbatch} is not a multiple of context_length = {self.context_length}",
             )
-            return  # the rules below count in rows
-        rows = self.tokens_per_microbatch // self.context_length
         first = self.rows_per_step if self.rows_per_step_start is None else self.rows_per_step_start
         for key, value in (("rows_per_step", self.rows_per_step), ("rows_per_step_start", first)):
             # rows_per_step_start falls back on rows_per_step, which is reported already.
-            if value % rows and getattr(self, key) is not None:
-                yield Problem(
-                    (key,),
-                    f"= {value} is not a whole number of micro-batches; tokens_per_microbatch ="
-                    f" {self.tokens_per_microbatch} holds {rows} rows",
-                )
+            if value % self.processes and getattr(self, key) is not None:
+                yield Problem((key,), f"= {value} cannot be shared evenly by processes = {self.processes}")
         if first > self.rows_per_step:
             yield Problem(("rows_per_step_start",), f"= {first} is above rows_per_step = {self.rows_per_step}")
         if (self.rows_per_step_start is None) != (self.batch_warmup_tokens == 0):

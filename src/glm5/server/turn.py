@@ -169,7 +169,7 @@ class _Answer:
             request.tools, thinking=request.thinking.enable_thinking, generation=settings.generation
         )
         self._stream = TokenStream(self._parser, service.tokenizer)
-        self._ends = service.tokenizer.stop_ids
+        self._ends = frozenset(service.tokenizer.stop_ids)
         self._stops = StopText(request.stop)
         self._one_call = not request.tool_choice.parallel
         self._whole_calls = request.whole_calls
@@ -191,8 +191,9 @@ class _Answer:
         """What a delta adds: events that may be shown, and the tokens that were used for them."""
         events: list[Event] = []
         for position, token in enumerate(delta.tokens):
-            # A stop token of the request's own choosing is text to the parser, but no part of the answer.
-            if token.token_id != delta.stop_matched or token.token_id in self._ends:
+            # End tokens are no part of the answer, neither those of the request's own choosing nor, under
+            # `ignore_eos`, those in the middle of it.
+            if token.token_id not in self._ends and token.token_id != delta.stop_matched:
                 self._reasoning_tokens += self._parser.state is State.REASONING
                 events += self._shown(self._stream.feed([token.token_id]))
             if self.finish_reason is not None:

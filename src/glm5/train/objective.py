@@ -71,7 +71,8 @@ class PretrainingObjective:
 
     Args:
         mtp_steps: prediction depths; 0 turns multi-token prediction off.
-        mtp_rows_fraction: share of a micro-batch's rows on which they are computed. Ours: every depth costs a layer and
+        mtp_rows_fraction: share of the rows on which they are computed, as one in a whole number. Ours: every depth
+        costs a layer and
             a head, which a four-layer network feels; rows are shuffled, so a share of them is an unbiased estimate.
         sparse: whether attention selects; a network that has no trained indexer yet is pre-trained dense.
     """
@@ -91,17 +92,19 @@ class PretrainingObjective:
         self.balance_loss_weight, self.loss_chunk_tokens = balance_loss_weight, loss_chunk_tokens
         self.dtype, self.sparse = dtype, sparse
 
-    def mtp_rows(self, rows: int) -> int:
-        """How many rows of a micro-batch of `rows` are predicted further ahead."""
-        return max(1, round(rows * self.mtp_rows_fraction)) if self.mtp_steps else 0
+    @property
+    def mtp_rows(self) -> slice:
+        """The rows of a micro-batch that are predicted further ahead: spread evenly, so that halves have half of
+        them."""
+        return slice(None, None, max(1, round(1 / self.mtp_rows_fraction)))
 
     def counts(self, batch: MicroBatch) -> Tensor:
         """Targets of the main loss and of each depth, fp32 [1 + depths]; summed over a step they normalise its
         losses."""
         counted = [(batch.targets != IGNORE).sum()]
-        rows = self.mtp_rows(len(batch.targets))
+        rows = self.mtp_rows
         for depth in range(1, self.mtp_steps + 1):
-            _, ahead = prediction_targets(batch.targets[:rows], batch.document_ids[:rows], depth)
+            _, ahead = prediction_targets(batch.targets[rows], batch.document_ids[rows], depth)
             counted.append((ahead != IGNORE).sum())
         return torch.stack(counted).float()
 
@@ -141,10 +144,10 @@ class PretrainingObjective:
         if not self.mtp_steps:
             return hidden.new_zeros((), dtype=torch.float32), torch.zeros(0, device=hidden.device), []
         assert model.mtp is not None
-        rows = self.mtp_rows(len(hidden))
-        targets, documents = batch.targets[:rows], batch.document_ids[:rows]
-        frame = model.frame(batch.input_ids[:rows], batch.positions[:rows], _documents(documents), sparse=self.sparse)
-        hidden = hidden[:rows]
+        rows = self.mtp_rows
+        targets, documents = batch.targets[rows], batch.document_ids[rows]
+        frame = model.frame(batch.input_ids[rows], batch.positions[rows], _documents(documents), sparse=self.sparse)
+        hidden = hidden[rows]
         losses, sums, routing = [], [], []
         for depth in range(1, self.mtp_steps + 1):
             next_ids, ahead = prediction_targets(targets, documents, depth)

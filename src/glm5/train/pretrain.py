@@ -8,6 +8,7 @@ runs/nano/pretrain/
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,8 @@ def _loop(settings: PretrainSection, world: World) -> TrainerSettings:
     rows = settings.tokens_per_microbatch // settings.context_length
     start = settings.rows_per_step_start or settings.rows_per_step
     for name, value in (("rows_per_step", settings.rows_per_step), ("rows_per_step_start", start)):
-        if value % (rows * world.size):
-            raise UsageError(
-                f"pretrain.{name} = {value} cannot be shared by {world.size} processes with micro-batches of {rows}"
-                f" rows: make it a multiple of {rows * world.size}, or tokens_per_microbatch smaller"
-            )
+        if value % world.size:  # the recipe knows about its own processes, not about torchrun's
+            raise UsageError(f"pretrain.{name} = {value} rows cannot be shared evenly by {world.size} processes")
     return TrainerSettings(
         context_length=settings.context_length,
         total_tokens=settings.tokens,
@@ -162,7 +160,7 @@ def _loop(settings: PretrainSection, world: World) -> TrainerSettings:
             settings.tokens,
             settings.wsd_decay_fraction,
         ),
-        batch_size=BatchSize(start, settings.rows_per_step, settings.batch_warmup_tokens, rows * world.size),
+        batch_size=BatchSize(start, settings.rows_per_step, settings.batch_warmup_tokens, world.size),
         grad_clip=settings.grad_clip,
         balance_bias_rate=settings.balance_bias_rate,
         save_every_steps=settings.save_every_steps,
@@ -223,8 +221,8 @@ class _Watch:
         trainer.model.train()
         if not math.isfinite(bits[ALL]):
             raise GLM5Error(
-                f"step {progress.step}: held-out text scores {bits[ALL]} bits per byte, so the weights are spoilt and not"
-                " saved; the checkpoint before is kept. Lower lr_muon and lr_adamw, or train in float32."
+                f"step {progress.step}: held-out text scores {bits[ALL]} bits per byte, so the weights are spoilt"
+                " and not saved; the checkpoint before is kept. Lower lr_muon and lr_adamw, or train in float32."
             )
         if trainer.log is not None:
             trainer.log.write(EvalRecord(progress.step, progress.tokens, bits, load))

@@ -178,16 +178,18 @@ class Trainer:
             target counts of the step [1 + depths]; sums over all processes of [main nats, balance loss, stop requests,
             nats of each depth]; and the load of every router's experts.
         """
-        world, rows_each = self.world, self.settings.rows_per_microbatch
+        world, total_rows = self.world, batch.input_ids.shape[0]
         fields = (batch.input_ids, batch.targets, batch.document_ids, batch.positions)
-        total_rows = batch.input_ids.shape[0]
-        everyones = [
-            MicroBatch(*(field[start : start + rows_each] for field in fields))
-            for start in range(0, total_rows, rows_each)
-        ]
         # Every process reads the whole batch, so counts need no communication.
+        share_rows = total_rows // world.size
+        parts = -(-share_rows // self.settings.rows_per_microbatch)
+        everyones = [
+            MicroBatch(*pieces)
+            for shares in zip(*(field.split(share_rows) for field in fields), strict=True)
+            for pieces in zip(*(share.tensor_split(parts) for share in shares), strict=True)
+        ]
         counts = torch.stack([self.objective.counts(micro) for micro in everyones]).sum(0).to(world.device)
-        mine = everyones[world.rank :: world.size]
+        mine = everyones[world.rank * parts : (world.rank + 1) * parts]
         sums = torch.zeros(2 + len(counts), device=world.device)
         sums[2] = float(self._stop_requested)
         load = torch.zeros(0, device=world.device)
@@ -196,9 +198,8 @@ class Trainer:
             share = len(micro.input_ids) / total_rows
             micro = MicroBatch(*(field.to(world.device) for field in micro))
             losses = self.objective(self.model, micro, counts, share)
-            (
-                losses.total * world.size
-            ).backward()  # sharding averages gradients over processes; ours are parts of a sum
+            # Sharding averages gradients over processes; ours are parts of a sum.
+            (losses.total * world.size).backward()
             sums[0] += losses.main
             sums[1] += losses.balance * share
             sums[3:] += losses.mtp

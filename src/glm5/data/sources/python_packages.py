@@ -8,7 +8,8 @@ from pathlib import Path
 from glm5.data.documents import Document
 from glm5.data.sources.base import Kind, package_folder, read_text, walk
 
-# Other people's packages and tests; tables of character sets; two programs whose sources are mostly tests and grammars.
+# Other people's packages and tests; tables of character sets; a generated dump of the language reference, twenty
+# times the size of any source file; two programs whose sources are mostly tests and grammars.
 _STDLIB_SKIP = (
     "site-packages",
     "dist-packages",
@@ -18,6 +19,7 @@ _STDLIB_SKIP = (
     "idlelib",
     "lib2to3",
     "encodings",
+    "pydoc_data",
     "__pycache__",
 )
 
