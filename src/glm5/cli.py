@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -257,6 +257,42 @@ def chat(
         except KeyboardInterrupt:  # this answer only
             pass
         printer.end()
+
+
+@app.command()
+def serve(
+    checkpoint: Checkpoint,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    api_key: Annotated[list[str] | None, typer.Option(help="Clients need one of these (repeatable).")] = None,
+    model_name: Annotated[list[str] | None, typer.Option(help="Name the model answers to (repeatable).")] = None,
+    context_length: Annotated[int | None, typer.Option(help="Tokens of prompt and answer at most.")] = None,
+    drafts: Annotated[
+        str, typer.Option(help="Tokens the prediction layer proposes a step: 0 to 16, or adaptive.")
+    ] = "0",
+    cache_mb: Annotated[int, typer.Option(help="Memory for the paged cache, in MiB.")] = 512,
+    batch_invariant: Annotated[bool, typer.Option(help="Same bits whatever else is in the batch; slower.")] = False,
+    threads: Annotated[int | None, typer.Option(help="Of torch; its own choice if not given.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute in float32 or bfloat16; as stored if not given.")] = None,
+) -> None:
+    """Serve a checkpoint over HTTP: OpenAI and Anthropic clients, token ids in and out, a chat page at /."""
+    from glm5.engine.records import EngineSettings
+    from glm5.server.command import serve as serve_checkpoint
+
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UsageError(f"--dtype {dtype}: float32 or bfloat16")
+    if drafts != "adaptive" and not drafts.isdecimal():
+        raise UsageError(f"--drafts {drafts}: a number from 0 to 16, or adaptive")
+    settings = EngineSettings(
+        cache_bytes=cache_mb * 2**20,
+        draft_tokens="adaptive" if drafts == "adaptive" else int(drafts),
+        batch_invariant=batch_invariant,
+        threads=threads,
+    )
+    serve_checkpoint(
+        checkpoint, host=host, port=port, api_keys=api_key or (), model_names=model_name or (),
+        context_length=context_length, dtype=cast(Any, dtype), engine_settings=settings,
+    )  # fmt: skip
 
 
 def _typed_lines() -> Iterator[str]:

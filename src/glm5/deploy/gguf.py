@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import torch
 from torch import Tensor
 
 from glm5.errors import GLM5Error, UsageError
 from glm5.model.attention import LatentAttention
 from glm5.model.config import ModelConfig
 from glm5.model.experts import MoE
+from glm5.model.layers import MLP
 from glm5.model.transformer import Block, Transformer
 
 _SHARED_FROM = 1_048_576  # positions from which llama.cpp assumes GLM-5.2's sharing unless it is told
@@ -97,6 +97,7 @@ def _add_vocabulary(writer: Any, config: ModelConfig) -> None:
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     yield "token_embd.weight", model.model.embed_tokens.weight
     for layer, block in enumerate(model.model.layers):
+        assert isinstance(block, Block)
         yield from _block(f"blk.{layer}.", block)
     if model.mtp is not None:
         prefix = f"blk.{model.config.num_hidden_layers}."
@@ -133,17 +134,20 @@ def _block(prefix: str, block: Block) -> Iterator[tuple[str, Tensor]]:
             "indexer.k_norm.bias": attention.indexer.k_norm.bias,
             "indexer.proj.weight": attention.indexer.weights_proj.weight,
         }
-    mlp, suffix = block.mlp, ""
-    if isinstance(mlp, MoE):
-        gate, up = mlp.experts.gate_up_proj.chunk(2, dim=1)
+    mlp: MLP | None
+    if isinstance(block.mlp, MoE):
+        moe = block.mlp
+        gate, up = moe.experts.gate_up_proj.chunk(2, dim=1)
         tensors |= {
-            "ffn_gate_inp.weight": mlp.gate.weight,
-            "exp_probs_b.bias": mlp.gate.e_score_correction_bias,
+            "ffn_gate_inp.weight": moe.gate.weight,
+            "exp_probs_b.bias": moe.gate.e_score_correction_bias,
             "ffn_gate_exps.weight": gate,
             "ffn_up_exps.weight": up,
-            "ffn_down_exps.weight": mlp.experts.down_proj,
+            "ffn_down_exps.weight": moe.experts.down_proj,
         }
-        mlp, suffix = mlp.shared_experts, "_shexp"
+        mlp, suffix = moe.shared_experts, "_shexp"
+    else:
+        mlp, suffix = block.mlp, ""
     if mlp is not None:
         tensors |= {
             f"ffn_gate{suffix}.weight": mlp.gate_proj.weight,

@@ -19,12 +19,12 @@ from glm5.engine.cache import PagedCache
 from glm5.engine.forward import Network
 from glm5.engine.grammar import GrammarCompiler
 from glm5.engine.invariant import InvariantNetwork
+from glm5.engine.pages import PagePool
 from glm5.engine.records import Delta, EngineSettings, EngineStats, FinishReason, SamplingParams, TokenOutput
 from glm5.engine.sampler import SamplingState, choose, describe, uniform
 from glm5.engine.scheduler import Scheduler, Work
 from glm5.engine.sequence import Sequence
 from glm5.engine.speculation import Kept, Speculator
-from glm5.engine.pages import PagePool
 from glm5.engine.stopping import StopCondition
 from glm5.engine.weights import WeightStore
 from glm5.errors import UsageError
@@ -73,11 +73,12 @@ class EngineCore:
         outside = next((token for token in prompt if not 0 <= token < config.vocab_size), None)
         if outside is not None:
             raise UsageError(f"the prompt has token id {outside}, outside the vocabulary of {config.vocab_size}")
-        room = min(config.max_position_embeddings, self.cache.pages * self.settings.page_size) - len(prompt)
+        slots = self.cache.pages * self.settings.page_size
+        room = min(config.max_position_embeddings, slots) - len(prompt)
         if room < 1:
             raise UsageError(
                 f"a prompt of {len(prompt)} tokens leaves no room for an answer: the context has"
-                f" {config.max_position_embeddings} positions and the cache {self.cache.pages * self.settings.page_size}"
+                f" {config.max_position_embeddings} positions and the cache {slots}"
             )
         needs_text = bool(params.stop) or params.grammar is not None or params.thinking_budget is not None
         if needs_text and self.tokenizer is None:

@@ -91,7 +91,16 @@ class Engine:
         names = [self._new_name() for _ in prompts]
         requests = [self._core.prepare(name, self._ids(prompt), params) for name, prompt in zip(names, prompts)]
         results = {name: [Completion(index) for index in range(params.n)] for name in names}
-        self._call(lambda: [self._add(sequences, arrived.put) for sequences in requests])
+
+        def add() -> None:
+            for sequences in requests:
+                self._add(sequences, arrived.put)
+
+        def abort() -> None:
+            for name in names:
+                self._abort(name)
+
+        self._call(add)
         open_sequences = sum(len(sequences) for sequences in requests)
         try:
             while open_sequences:
@@ -102,7 +111,7 @@ class Engine:
                 open_sequences -= item.finish_reason is not None
         finally:
             if open_sequences and not self._closed:
-                self._call(lambda: [self._abort(name) for name in names])
+                self._call(abort)
         return [results[name] for name in names]
 
     async def stream(

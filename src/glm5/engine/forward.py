@@ -18,15 +18,16 @@ from glm5.engine.cache import PagedCache
 from glm5.engine.fuse import FusedBlock, fuse
 from glm5.errors import UsageError
 from glm5.model.experts import MoE
-from glm5.model.transformer import Transformer
+from glm5.model.layers import RMSNorm
+from glm5.model.transformer import Block, Transformer
 from glm5.ops.gathered import contiguous_attention, gathered_attention
 from glm5.ops.index_scores import index_scores
+from glm5.ops.norm import rms_norm
 from glm5.ops.pairs import rotate_pairs
 from glm5.ops.prefill import chunk_attention
-from glm5.ops.routed import routed_experts
+from glm5.ops.routed import routed_experts, swiglu
 from glm5.ops.rows import linear
 from glm5.ops.selection import select_positions
-from glm5.ops.norm import rms_norm
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class Network:
         if model.config.attention != "mla":
             raise UsageError("the serving engine is for latent attention; generate from a GQA network with `generate`")
         self.model, self.config, self.cache = model, model.config, cache
-        self.layers = [fuse(block) for block in model.model.layers]
+        self.layers = [fuse(block) for block in model.model.layers if isinstance(block, Block)]
         self.prediction = None if model.mtp is None else fuse(model.mtp.block)
         self.counters = Counters()
         head = self.layers[0].attention
@@ -87,7 +88,7 @@ class Network:
             x = self._block(fused, x, batch, selections)
         return self._norm(self.model.model.norm, x)
 
-    def predict(self, batch: Batch, hidden: Tensor, selections: Selections | None = None) -> Tensor:
+    def predict(self, batch: Batch, hidden: Tensor, selections: Selections) -> Tensor:
         """One prediction depth: from hidden states and their next tokens (the batch's ids) to the next hidden states.
 
         Args:
@@ -95,32 +96,28 @@ class Network:
             selections: reused where it is filled, filled where it is not.
         """
         mtp = self.model.mtp
-        assert mtp is not None and self.prediction is not None
+        assert mtp is not None
+        assert self.prediction is not None
         embedded = F.embedding(batch.ids, self.model.model.embed_tokens.weight)
         joined = torch.cat([self._norm(mtp.enorm, embedded), self._norm(mtp.hnorm, hidden)], dim=-1)
         x = linear(joined, mtp.eh_proj.weight)
-        return self._norm(mtp.norm, self._block(self.prediction, x, batch, selections or Selections()))
+        return self._norm(mtp.norm, self._block(self.prediction, x, batch, selections))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, d] -> fp32 [n, V]."""
         return linear(hidden, self.model.lm_head.weight).float()
 
     @staticmethod
-    def _norm(norm: torch.nn.Module, x: Tensor) -> Tensor:
+    def _norm(norm: RMSNorm, x: Tensor) -> Tensor:
         return rms_norm(x, norm.weight, norm.eps)
 
     def _block(self, fused: FusedBlock, x: Tensor, batch: Batch, selections: Selections) -> Tensor:
         block = fused.block
         x = x + self._attention(fused, self._norm(block.input_layernorm, x), batch, selections)
         normed = self._norm(block.post_attention_layernorm, x)
-        out = None
-        if fused.mlp is not None:
-            gate, up = linear(normed, fused.gate_up).chunk(2, dim=-1)
-            out = linear(F.silu(gate).mul_(up), fused.mlp.down_proj.weight)
-        if isinstance(block.mlp, MoE):
-            routed = self._experts(block.mlp, normed)
-            out = routed if out is None else out.add_(routed)
-        return x.add_(out)
+        if fused.gate_up is not None and fused.down is not None:
+            x = x.add_(swiglu(normed, fused.gate_up, fused.down))
+        return x.add_(self._experts(block.mlp, normed)) if isinstance(block.mlp, MoE) else x
 
     def _experts(self, moe: MoE, x: Tensor) -> Tensor:
         _, chosen, weights = moe.gate.choose(x)

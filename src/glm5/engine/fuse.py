@@ -24,7 +24,7 @@ class FusedBlock:
         attention_in: q_a_proj, kv_a_proj_with_mqa and the indexer's wk: what reads the normed hidden state.
         query_up: q_b_proj and the indexer's wq_b: what reads the query latent.
         w_uk [H, nope, r], w_uv [H, r, v]: views of kv_b_proj.
-        gate_up: of the dense feed-forward network, or of the shared expert, or None.
+        gate_up, down: of the dense feed-forward network, or of the shared expert, or None.
     """
 
     block: Block
@@ -33,8 +33,8 @@ class FusedBlock:
     query_up: Tensor
     w_uk: Tensor
     w_uv: Tensor
-    mlp: MLP | None
     gate_up: Tensor | None
+    down: Tensor | None
 
 
 def fuse(block: Block) -> FusedBlock:
@@ -47,10 +47,12 @@ def fuse(block: Block) -> FusedBlock:
         reads_latent.append(attention.indexer.wq_b)
         _to_fp32(attention.indexer.weights_proj)
     kv_b = attention.kv_b_proj.weight.detach().view(attention.heads, -1, attention.kv_rank)
-    mlp = block.mlp
-    if isinstance(mlp, MoE):
-        _to_fp32(mlp.gate)
-        mlp = mlp.shared_experts
+    mlp: MLP | None
+    if isinstance(block.mlp, MoE):
+        _to_fp32(block.mlp.gate)
+        mlp = block.mlp.shared_experts
+    else:
+        mlp = block.mlp
     return FusedBlock(
         block=block,
         attention=attention,
@@ -58,8 +60,8 @@ def fuse(block: Block) -> FusedBlock:
         query_up=_stack(reads_latent),
         w_uk=kv_b[:, : attention.nope],
         w_uv=kv_b[:, attention.nope :].transpose(1, 2),
-        mlp=mlp,
         gate_up=None if mlp is None else _stack([mlp.gate_proj, mlp.up_proj]),
+        down=None if mlp is None else mlp.down_proj.weight,
     )
 
 

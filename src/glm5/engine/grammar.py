@@ -8,7 +8,6 @@ character, and ordinary tokens with bytes of such characters are kept out.
 import json
 from typing import Any
 
-import torch
 import xgrammar
 from torch import Tensor
 
@@ -28,7 +27,8 @@ object ::= "{" space (member (space "," space member)*)? space "}"
 member ::= string space ":" space value
 array ::= "[" space (value (space "," space value)*)? space "]"
 string ::= "\"" character* "\""
-character ::= [^"\\\x00-\x1F\U000F0000-\U000FFFFD] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])
+character ::= [^"\\\x00-\x1F\U000F0000-\U000FFFFD] | "\\" (["\\/bfnrt] | "u" hex hex hex hex)
+hex ::= [0-9a-fA-F]
 number ::= integer ("." [0-9]+)? ([eE] [-+]? [0-9]+)?
 integer ::= "-"? ("0" | [1-9] [0-9]*)
 boolean ::= "true" | "false"
@@ -119,10 +119,9 @@ class GrammarCompiler:
             parameters = tool.get("parameters") or {}
             arguments = []
             for key in parameters.get("properties") or {}:
-                pair = " ".join(
-                    [mark[Marker.ARG_KEY], _quoted(key), mark[Marker.END_ARG_KEY], mark[Marker.ARG_VALUE]]
-                    + [_value_rule(parameters, key), mark[Marker.END_ARG_VALUE]]
-                )
+                name = f"{mark[Marker.ARG_KEY]} {_quoted(key)} {mark[Marker.END_ARG_KEY]}"
+                content = f"{mark[Marker.ARG_VALUE]} {_contentrule(parameters, key)} {mark[Marker.END_ARG_VALUE]}"
+                pair = f"{name} {content}"
                 arguments.append(pair if key in parameters.get("required", ()) else f"({pair})?")
             body = " ".join([mark[Marker.TOOL_CALL], _quoted(tool["name"]), *arguments, mark[Marker.END_TOOL_CALL]])
             rules.append(f"call{number} ::= {body}")
@@ -139,7 +138,7 @@ class GrammarCompiler:
         return xgrammar.GrammarCompiler(info, max_threads=1)
 
 
-def _value_rule(parameters: dict[str, Any], key: str) -> str:
+def _contentrule(parameters: dict[str, Any], key: str) -> str:
     """What may stand between the value markers of argument `key`."""
     schema = parameters["properties"][key]
     choices = schema.get("enum") if isinstance(schema, dict) else None

@@ -113,8 +113,8 @@ class InvariantNetwork(Network):
             mlp = fused.block.mlp
             if isinstance(mlp, MoE):
                 matrices += [mlp.gate.weight, mlp.experts.gate_up_proj[0], mlp.experts.down_proj[0]]
-            if fused.mlp is not None and fused.gate_up is not None:
-                matrices += [fused.gate_up, fused.mlp.down_proj.weight]
+            if fused.gate_up is not None and fused.down is not None:
+                matrices += [fused.gate_up, fused.down]
         for weight in matrices:
             row = torch.randn(1, weight.shape[1], generator=generator).to(weight.dtype)
             _require_equal(F.linear(row.expand(TILE, -1).contiguous(), weight), f"{list(weight.shape)}")

@@ -11,6 +11,7 @@ which can spoil a draft but never a token. Rejected drafts leave rows behind tha
 
 import math
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,8 @@ _MEMORY = 0.9  # weight of the past in the running mean of acceptance
 _FIRST_GUESS = 0.8
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kept:
     """Positions of one sequence that this step computed for good: their first row in the batch, start and number."""
 
     sequence: Sequence
@@ -116,7 +118,7 @@ class Speculator:
         spans = [Span(each.drafts[-1:], each.computed + len(each.drafts) - 1, each.pages) for each in sequences]
         batch = self._batch(spans)
         order = torch.tensor([rows.start for rows in batch.order])
-        selections = None
+        selections = Selections()
         if shared is not None:
             own = batch.slots[order][:, None]
             slots, bias = shared.slots[going], shared.bias[going]

@@ -4,7 +4,6 @@ A partial selection finds the k best in linear time, but breaks ties at the boun
 choice at all is one comparison per row; only rows in which it had one are decided again by the slow rule.
 """
 
-import torch
 from torch import Tensor
 
 from glm5.ops.topk import topk_indices

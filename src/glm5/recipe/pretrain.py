@@ -152,10 +152,6 @@ class PretrainSection(Section):
             yield Problem(("rows_per_step_start",), f"= {first} is above rows_per_step = {self.rows_per_step}")
         if (self.rows_per_step_start is None) != (self.batch_warmup_tokens == 0):
             yield Problem(("batch_warmup_tokens",), "and rows_per_step_start only work together; give both or neither")
-        if self.batch_warmup_tokens > self.tokens:
-            yield Problem(
-                ("batch_warmup_tokens",), f"= {self.batch_warmup_tokens} does not fit into tokens = {self.tokens}"
-            )
         if self.tokens < self.tokens_per_step:
             yield Problem(
                 ("tokens",),
