@@ -315,7 +315,8 @@ class _Printer:
     def __call__(self, row: int, token: int) -> None:
         if token in self._tokenizer.stop_ids:
             return
-        self._pending += self._tokenizer.token_bytes(token)
+        known = self._tokenizer.is_token(token)
+        self._pending += self._tokenizer.token_bytes(token) if known else "\ufffd".encode()
         text = self._pending.decode(errors="ignore")
         if text.encode() == self._pending or len(self._pending) > 4:
             print(self._pending.decode(errors="replace"), end="", flush=True)

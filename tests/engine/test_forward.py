@@ -6,7 +6,7 @@ from torch import Tensor
 
 from glm5.engine.batch import FEW_QUERIES, Span, build_batch
 from glm5.engine.cache import PagedCache
-from glm5.engine.forward import Network
+from glm5.engine.forward import Network, Selections
 from glm5.errors import UsageError
 from glm5.model.transformer import Transformer
 from tests.model.shapes import SHAPES, TINY, perturbed, tiny_config, tokens
@@ -133,5 +133,5 @@ def test_prediction_layer(name: str) -> None:
         own = paged.step([count])[0]
         shifted = Span(sequence[start + 1 : start + 1 + count], start, paged.pages[0])
         with torch.inference_mode():
-            parts.append(paged.network.predict(build_batch([shifted], model.config, paged.cache), own))
+            parts.append(paged.network.predict(build_batch([shifted], model.config, paged.cache), own, Selections()))
     torch.testing.assert_close(torch.cat(parts), wanted, atol=2e-4, rtol=0)

@@ -40,19 +40,19 @@ def scripted(tokenizer):
 @pytest.fixture(scope="session")
 def http():
     """Plain HTTP; one client for all tests, because each costs a TLS context."""
-    with httpx.Client(timeout=20) as client:
+    with httpx.Client(timeout=60) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def openai_client():
     """`openai_client(server)`: the real client, pointed at it."""
-    with openai.OpenAI(base_url="http://nowhere", api_key="none", max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url="http://nowhere", api_key="none", max_retries=0, timeout=60) as client:
         yield lambda server, key="none": client.with_options(base_url=f"{server.url}/v1", api_key=key)
 
 
 @pytest.fixture(scope="session")
 def anthropic_client():
     """`anthropic_client(server)`: the real client, pointed at it."""
-    with anthropic.Anthropic(base_url="http://nowhere", api_key="none", max_retries=0, timeout=20) as client:
+    with anthropic.Anthropic(base_url="http://nowhere", api_key="none", max_retries=0, timeout=60) as client:
         yield lambda server, key="none": client.with_options(base_url=server.url, api_key=key)

@@ -40,12 +40,12 @@ def running(engine: TokenEngine, tokenizer: Tokenizer, **settings: object) -> It
         yield Running(f"http://127.0.0.1:{port}", port, app.state.service)
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(40)
         listener.close()
         assert not thread.is_alive(), "the server did not end"
 
 
-def wait_until(condition, seconds: float = 10.0) -> None:
+def wait_until(condition, seconds: float = 40.0) -> None:
     """Return as soon as `condition()` holds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import resource
 
 import httpx
@@ -17,6 +18,7 @@ from tests.server.serving import MODEL, running, wait_until
 
 ASK = [{"role": "user", "content": "the weather in Paris"}]
 SHORT = {"thinking_token_budget": 3}  # a network that knows nothing would never end its thought
+NO_THOUGHT = {"thinking": {"type": "disabled"}}
 PERSON = {
     "type": "object",
     "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["fox", "dog"]}},
@@ -84,10 +86,10 @@ def test_json_of_a_schema_after_a_thought(client, seed):
 
 
 def test_choice_and_regex(client):
-    chosen = ask(client, extra_body={"structured_outputs": {"choice": ["quick", "lazy"]}})
+    chosen = ask(client, extra_body=NO_THOUGHT | {"structured_outputs": {"choice": ["quick", "lazy"]}})
     assert chosen.choices[0].message.content in ("quick", "lazy")
-    matched = ask(client, extra_body={"structured_outputs": {"regex": "[ab]{3}-[0-9]{2}"}})
-    assert len(matched.choices[0].message.content) == 6
+    matched = ask(client, extra_body=NO_THOUGHT | {"structured_outputs": {"regex": "[ab]{3}-[0-9]{2}"}})
+    assert re.fullmatch("[ab]{3}-[0-9]{2}", matched.choices[0].message.content)
 
 
 def test_a_schema_that_cannot_compile(client):
@@ -101,28 +103,25 @@ def test_a_schema_that_cannot_compile(client):
 
 
 def test_tool_choice(client):
-    required = ask(client, tools=[LOOK, NOW], tool_choice="required", max_tokens=300).choices[0]
-    assert required.finish_reason == "tool_calls"
-    for call in required.message.tool_calls:
-        assert call.function.name in ("look", "now")
-    named = {"type": "function", "function": {"name": "look"}}
-    [call] = ask(client, tools=[LOOK, NOW], tool_choice=named, max_tokens=300).choices[0].message.tool_calls
-    assert json.loads(call.function.arguments)["kind"] in ("fox", "dog")
-    [call] = (
-        ask(client, tools=[NOW], tool_choice="required", parallel_tool_calls=False, max_tokens=300)
-        .choices[0]
-        .message.tool_calls
-    )
-    assert (call.function.name, call.function.arguments) == ("now", "{}")
+    def calls(**body):
+        [choice] = ask(client, max_tokens=300, extra_body=NO_THOUGHT, **body).choices
+        assert choice.finish_reason == "tool_calls"
+        return [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls]
+
+    assert {name for name, _ in calls(tools=[LOOK, NOW], tool_choice="required")} <= {"look", "now"}
+    [(name, arguments)] = calls(tools=[LOOK, NOW], tool_choice={"type": "function", "function": {"name": "look"}})
+    assert name == "look"
+    assert arguments["kind"] in ("fox", "dog")
+    assert calls(tools=[NOW], tool_choice="required", parallel_tool_calls=False) == [("now", {})]
 
 
 def test_tool_choice_none_beats_a_model_that_wants_nothing_but_calls(client, tokenizer):
     begin = tokenizer.special_ids["<tool_call>"]
-    eager = {"tools": [NOW], "extra_body": {"logit_bias": {str(begin): 60}, "thinking": {"type": "disabled"}}}
-    eager_ids = {"max_tokens": 4, "temperature": 0, "extra_body": {**eager["extra_body"], "return_token_ids": True}}
-    wants = ask(client, tools=[NOW], **eager_ids).choices[0]
+    extra = NO_THOUGHT | {"logit_bias": {str(begin): 60}, "return_token_ids": True}
+    eager = {"tools": [NOW], "max_tokens": 4, "temperature": 0, "extra_body": extra}
+    wants = ask(client, **eager).choices[0]
     assert begin in wants.token_ids
-    denied = ask(client, tools=[NOW], tool_choice="none", **eager_ids).choices[0]
+    denied = ask(client, **eager, tool_choice="none").choices[0]
     assert begin not in denied.token_ids
 
 

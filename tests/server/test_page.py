@@ -90,6 +90,7 @@ def test_a_key_is_asked_for_and_used(scripted, page):
     page.get_by_text("wants an API key").wait_for()
     page.click("#options-button")
     page.fill("#key", "open")
+    page.keyboard.press("Enter")
     page.get_by_text("tokens of context").wait_for()
     say(page, "weather?")
     page.locator(".figures").wait_for()

@@ -59,8 +59,9 @@ def generate(
         GLM5Error: the weights give numbers that are not finite.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p)
+    device = model.lm_head.weight.device
     longest = max(len(prompt) for prompt in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
     documents = torch.full_like(ids, -1)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
@@ -74,7 +75,7 @@ def generate(
         hidden = model(
             ids[:, part], positions[:, part], documents[:, part], cache=cache, sparse=sparse, dtype=dtype
         ).hidden
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     completions = [Completion() for _ in prompts]
     running = set(range(len(prompts)))
     position = positions[:, -1:]

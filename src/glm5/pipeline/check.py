@@ -33,6 +33,11 @@ def validate(recipe: Recipe, origin: str = "recipe", stages: Mapping[str, Stage]
             f"pretrain.context_length = {pretrain.context_length} is above the model's"
             f" max_position_embeddings = {model.max_position_embeddings}"
         )
+    if model.first_k_dense_replace < model.num_hidden_layers and model.n_routed_experts % pretrain.processes:
+        mistakes.append(
+            f"pretrain.processes = {pretrain.processes} cannot share the model's"
+            f" n_routed_experts = {model.n_routed_experts} evenly"
+        )
     if pretrain.mtp_steps and not model.num_nextn_predict_layers:
         mistakes.append(
             f"pretrain.mtp_steps = {pretrain.mtp_steps} needs a layer that the model does not have:"

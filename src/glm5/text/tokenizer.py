@@ -180,8 +180,16 @@ class Tokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, special tokens by their names; bytes that are no UTF-8 show as U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+        """The text of `ids`, special tokens by their names; what is no UTF-8 or no token shows as U+FFFD.
+
+        A network may have more rows than its tokenizer has tokens, and an untrained one samples them too.
+        """
+        known = (self.token_bytes(i) if self.is_token(i) else "\ufffd".encode() for i in ids)
+        return b"".join(known).decode("utf-8", "replace")
+
+    def is_token(self, token_id: int) -> bool:
+        """Whether an id stands for anything here."""
+        return 0 <= token_id < self.vocab_size and self._bytes[token_id] is not None
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The exact bytes of `ids`. Raises UsageError for an id that is not in the vocabulary."""
@@ -189,7 +197,7 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token stands for. Raises UsageError for an id that is not in the vocabulary."""
-        found = self._bytes[token_id] if 0 <= token_id < self.vocab_size else None
+        found = self._bytes[token_id] if self.is_token(token_id) else None
         if found is None:
             raise UsageError(f"token id {token_id} is not in this vocabulary of {self.vocab_size}")
         return found

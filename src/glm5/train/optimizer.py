@@ -18,12 +18,18 @@ def muon_matrices(model: nn.Module, split: bool = True) -> list[Matrix]:
     Args:
         split: False leaves attention's up-projections whole (the report's "MLA" ablation). Parameters that only share
             storage, such as gate and up of an expert, are always kept apart.
+
+    Raises:
+        GLM5Error: a module declares blocks of a parameter that does not exist.
     """
     splits: dict[str, tuple[int, ...]] = {}
     for prefix, module in model.named_modules():
         declare = getattr(module, "muon_split", None)
         if declare is not None:
             splits.update((f"{prefix}.{name}", rows) for name, rows in declare().items())
+    unknown = splits.keys() - dict(model.named_parameters()).keys()
+    if unknown:
+        raise GLM5Error(f"muon_split() names parameters that are not there: {', '.join(sorted(unknown))}")
     matrices = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.ndim >= 2 and not name.endswith(_ADAMW_MATRICES):

@@ -7,6 +7,7 @@ runs/nano/pretrain/
     counts.json, baselines.json   for the report
 """
 
+import fcntl
 import json
 import math
 from dataclasses import asdict
@@ -78,6 +79,11 @@ def _train(recipe: Recipe, run: Path, folder: Path) -> None:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     world = World.join()
+    if world.is_first:
+        # Workers outlive a launcher that was killed by the step they finish: whoever comes next waits for them.
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    world.barrier()
     tokenizer = Tokenizer.load(run / "tokenizer")
     checkpoints = CheckpointFolder(folder / "checkpoints", run / "tokenizer", settings.keep_checkpoints, world)
     found = checkpoints.all()[-1:]

@@ -281,7 +281,8 @@ $("theme").addEventListener("click", () => {
     : matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 });
-$("key").addEventListener("change", connect);
+$("key").addEventListener("change", connect); // also by Enter
+$("options").addEventListener("submit", (event) => event.preventDefault());
 
 async function connect() {
   try {
