@@ -6,8 +6,10 @@ import socket
 import openai
 import pytest
 
+from glm5.errors import GLM5Error
+from glm5.server.scripted import ScriptedEngine
 from glm5.text.messages import Message
-from tests.server.serving import MODEL, wait_until
+from tests.server.serving import MODEL, running, wait_until
 
 OK = Message("assistant", "fine")
 ASK = [{"role": "user", "content": "hi"}]
@@ -156,18 +158,30 @@ def test_a_refusal_of_the_engine_has_its_own_status_even_for_a_stream(scripted, 
     assert "script" in check_shape("/v1", reply, 400)["message"]
 
 
-def test_a_failure_in_the_middle_of_a_stream_ends_it_with_an_error_event(scripted, http, tokenizer):
-    server, _ = scripted([*tokenizer.encode("a b"), 10**6, 5], [*tokenizer.encode("a b"), 10**6, 5], OK)
-    with http.stream("POST", f"{server.url}/v1/chat/completions", json={**CHAT, "stream": True}) as reply:
-        lines = [line for line in reply.iter_lines() if line]
-    assert reply.status_code == 200
-    assert json.loads(lines[-1].removeprefix("data: "))["error"]["message"]
-    body = {**CHAT, "max_tokens": 9, "stream": True}
-    with http.stream("POST", f"{server.url}/v1/messages", json=body) as reply:
-        lines = [line for line in reply.iter_lines() if line]
-    assert lines[-2] == "event: error"
-    assert json.loads(lines[-1].removeprefix("data: "))["type"] == "error"
-    still_works(server, http)
+class FailingEngine(ScriptedEngine):
+    """Breaks down after three steps of every answer but the last."""
+
+    async def stream(self, prompt_ids, params, /):
+        steps = 0
+        async for delta in super().stream(prompt_ids, params):
+            yield delta
+            steps += 1
+            if steps == 3 and len(self.requests) < 3:
+                raise GLM5Error("the engine broke down")
+
+
+def test_a_failure_in_the_middle_of_a_stream_ends_it_with_an_error_event(http, tokenizer):
+    with running(FailingEngine(tokenizer, [OK] * 3), tokenizer) as server:
+        with http.stream("POST", f"{server.url}/v1/chat/completions", json={**CHAT, "stream": True}) as reply:
+            lines = [line for line in reply.iter_lines() if line]
+        assert reply.status_code == 200
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["message"] == "the engine broke down"
+        body = {**CHAT, "max_tokens": 9, "stream": True}
+        with http.stream("POST", f"{server.url}/v1/messages", json=body) as reply:
+            lines = [line for line in reply.iter_lines() if line]
+        assert lines[-2] == "event: error"
+        assert json.loads(lines[-1].removeprefix("data: "))["type"] == "error"
+        still_works(server, http)
 
 
 def test_too_many_at_once_are_told_to_come_back(scripted, http, tokenizer):

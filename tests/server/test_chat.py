@@ -308,6 +308,15 @@ def test_bytes_that_are_no_text_come_as_replacement_characters(scripted, openai_
     assert stream(client, extra_body=off)[1] == "ok \ufffd\ufffd \ufffd"
 
 
+def test_rows_of_the_network_without_a_token_show_as_replacement_characters(scripted, openai_client, tokenizer):
+    script = [*tokenizer.encode("a"), tokenizer.vocab_size + 7, *tokenizer.encode("b")]
+    server, _ = scripted(script, script)
+    client, off = openai_client(server), {"thinking": {"type": "disabled"}}
+    reply = client.chat.completions.create(model=MODEL, messages=ASK, logprobs=True, extra_body=off)
+    assert reply.choices[0].message.content == "a\ufffdb"
+    assert client.completions.create(model=MODEL, prompt="x").choices[0].text == "a\ufffdb"
+
+
 def test_ignore_eos_goes_on_behind_an_end_token(scripted, openai_client, tokenizer):
     end = tokenizer.special_ids["<|user|>"]
     script = [*tokenizer.encode("first"), end, *tokenizer.encode(" second")]

@@ -156,7 +156,9 @@ def test_too_small_and_too_large_vocabularies_are_refused() -> None:
 @pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
 def test_unknown_ids_are_refused(tokenizer: Tokenizer, token_id: int) -> None:
     with pytest.raises(UsageError, match=str(token_id)):
-        tokenizer.decode([token_id])
+        tokenizer.decode_bytes([token_id])
+    assert not tokenizer.is_token(token_id)
+    assert tokenizer.decode([token_id]) == "\ufffd"  # text is for reading: it says that something was there
 
 
 def test_files_that_are_no_byte_level_tokenizer_are_refused(tmp_path: Path) -> None:

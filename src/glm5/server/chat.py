@@ -17,7 +17,7 @@ from glm5.engine.records import TokenOutput
 from glm5.errors import UsageError
 from glm5.server.errors import as_api_error, error_body
 from glm5.server.sampling import Body, ResponseFormat, SamplingBody, StructuredOutputs, read_grammar
-from glm5.server.service import Service
+from glm5.server.service import Service, shown_bytes
 from glm5.server.sse import DONE, EventStream, event, json_reply, while_connected
 from glm5.server.turn import ToolChoice, Turn, TurnRequest, TurnUpdate
 from glm5.text.events import (
@@ -255,5 +255,5 @@ def chat_delta(item: Event) -> dict[str, Any] | None:
 
 
 def _token(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[str, Any]:
-    raw = tokenizer.token_bytes(token_id)
+    raw = shown_bytes(tokenizer, token_id)
     return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}

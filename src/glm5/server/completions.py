@@ -15,7 +15,7 @@ from glm5.errors import UsageError
 from glm5.server.chat import StreamOptions
 from glm5.server.errors import as_api_error, error_body
 from glm5.server.sampling import ResponseFormat, SamplingBody, StructuredOutputs, read_grammar
-from glm5.server.service import Service
+from glm5.server.service import Service, shown_bytes
 from glm5.server.sse import DONE, EventStream, event, json_reply, while_connected
 from glm5.server.stops import StopText
 from glm5.server.turn import Usage
@@ -78,7 +78,7 @@ class _Choice:
         shown = ""
         for position, token in enumerate(delta.tokens):
             if token.token_id != delta.stop_matched:
-                shown += self._stops.feed(self._decoder.decode(self._tokenizer.token_bytes(token.token_id)))
+                shown += self._stops.feed(self._decoder.decode(shown_bytes(self._tokenizer, token.token_id)))
             if self._stops.matched is not None:
                 self.finish_reason = "stop"
                 return shown, delta.tokens[: position + 1]

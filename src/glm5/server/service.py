@@ -134,3 +134,8 @@ class Service:
             raise
         finally:
             measured.end(unfinished)
+
+
+def shown_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    """What a sampled token shows; U+FFFD for a row of the network behind the last token of its tokenizer."""
+    return tokenizer.token_bytes(token_id) if tokenizer.is_token(token_id) else "\ufffd".encode()

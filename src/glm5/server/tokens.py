@@ -78,7 +78,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> Response:
         service.model_name(body.model)
-        return json_reply({"prompt": service.tokenizer.decode(body.tokens)})
+        return json_reply({"prompt": service.tokenizer.decode_bytes(body.tokens).decode("utf-8", "replace")})
 
     return routes
 

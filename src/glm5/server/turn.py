@@ -169,7 +169,10 @@ class _Answer:
             request.tools, thinking=request.thinking.enable_thinking, generation=settings.generation
         )
         self._stream = TokenStream(self._parser, service.tokenizer)
+        self._tokenizer = service.tokenizer
         self._ends = frozenset(service.tokenizer.stop_ids)
+        # Shown for rows of the network behind the last token of its tokenizer, which an untrained one samples too.
+        self._unknown = service.tokenizer.encode("\ufffd")
         self._stops = StopText(request.stop)
         self._one_call = not request.tool_choice.parallel
         self._whole_calls = request.whole_calls
@@ -195,7 +198,8 @@ class _Answer:
             # `ignore_eos`, those in the middle of it.
             if token.token_id not in self._ends and token.token_id != delta.stop_matched:
                 self._reasoning_tokens += self._parser.state is State.REASONING
-                events += self._shown(self._stream.feed([token.token_id]))
+                is_known = self._tokenizer.is_token(token.token_id)
+                events += self._shown(self._stream.feed([token.token_id] if is_known else self._unknown))
             if self.finish_reason is not None:
                 return events, delta.tokens[: position + 1]
         if delta.finish_reason is not None:
