@@ -14,8 +14,8 @@ from tests.engine.lone import GREEDY, SMALL, prompt, run
 from tests.model.shapes import SHAPES, perturbed, reference, saved, tiny_config
 
 COUNT = 200
-# Top-k is 16. Prompts whose selections have no near-tie: with seed 100, one boundary's two scores differ by 1.4e-7, and
-# which of the keys is chosen is up to rounding (in this program and in the others alike).
+# Top-k is 16. Prompts whose selections were seen to have no near-tie. Others have: two index scores 1.4e-7 apart were
+# measured, and which of such keys is chosen is up to rounding, in this program and in the others alike.
 PROMPTS = [prompt(8, 8), prompt(40, 40), prompt(100, 1)]
 # llama.cpp rotates index keys in blocks of 64, and has one epsilon for all norms: here the latent ones'.
 LLAMA: dict[str, Any] = {"index_head_dim": 64, "qk_rope_head_dim": 16, "rms_norm_eps": 1e-6}
