@@ -137,7 +137,7 @@ MISTAKES = [
     ("phases backwards", "until = 0.5", "until = 1.0", "r.toml:32: pretrain.phases.1.until = 1.0 does not come after"),
     ("phases too short", "until = 1.0", "until = 0.9", "r.toml:32: pretrain.phases.1.until = 0.9, but the last"),
     ("row in two", "context_length = 64", "context_length = 100", "r.toml:18: pretrain.tokens_per_microbatch = 256"),
-    ("uneven step", "rows_per_step = 8", "rows_per_step = 9\nprocesses = 2", "rows_per_step = 9 cannot be shared evenly"),
+    ("uneven step", "rows_per_step = 8", "rows_per_step = 9\nprocesses = 2", "= 9 cannot be shared evenly"),
     ("less than a step", "tokens = 8192", "tokens = 511", "pretrain.tokens = 511 is less than one step: rows_per_step"),
     ("only warm-up", "warmup_steps = 2", "warmup_steps = 16", "pretrain.warmup_steps = 16 takes all of tokens = 8192"),
     ("half a warm-up", "warmup_s", "rows_per_step_start = 4\nwarmup_s", "batch_warmup_tokens and rows_per_step"),

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.data.small_files import make_files
 
 from glm5.data.corpus import build_corpus
 from glm5.data.documents import Document, is_held_out, sampling_rank
@@ -16,6 +15,7 @@ from glm5.data.sampling import byte_length, sample_documents, sample_texts
 from glm5.data.shards import ShardWriter, TokenShards
 from glm5.errors import GLM5Error, UsageError
 from glm5.text.tokenizer import Tokenizer
+from tests.data.small_files import make_files
 
 Build = Callable[..., CorpusManifest]
 

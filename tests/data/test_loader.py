@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.small_files import make_files
 
 from glm5.data.corpus import build_corpus
 from glm5.data.loader import Batch, MixtureLoader
@@ -18,6 +17,7 @@ from glm5.data.shards import TokenShards
 from glm5.errors import UsageError
 from glm5.recipe import Phase
 from glm5.text.tokenizer import Tokenizer
+from tests.data.small_files import make_files
 
 LENGTH = 64
 

@@ -2,10 +2,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.report.fake_run import Shape, write_fake_run
 from playwright.sync_api import Browser, Page
 
 from glm5.report import write_report
+from tests.report.fake_run import Shape, write_fake_run
 
 Open = Callable[..., Page]
 

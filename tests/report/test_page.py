@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.fake_run import SAMPLES, Shape, dump, stage, write_fake_run
 
 from glm5.errors import GLM5Error
 from glm5.report import write_report
 from glm5.train.metrics import EvalRecord, MetricsLog, StepRecord
+from tests.report.fake_run import SAMPLES, Shape, dump, stage, write_fake_run
 
 
 class Words(HTMLParser):
