@@ -1,26 +1,12 @@
 """The chat page in a real browser: streaming, folded thoughts, tool rounds, figures, stopping, and text that is no
 HTML."""
 
-import shutil
-
 import pytest
 
 from glm5.text.messages import Message, ToolCall
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 ANSWER = Message("assistant", "**Sunny** <img src=x onerror=alert(1)>\n\n```py\nprint(1)\n```\n\nDone.", "A thought.")
 CALL = Message("assistant", "", None, (ToolCall("roll_dice", {"count": 2, "sides": 1}),))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
