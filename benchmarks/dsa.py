@@ -8,13 +8,11 @@ rounds.
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from timing import interleaved
 
 from glm5.model.presets import preset
 from glm5.ops.gathered import contiguous_attention, gathered_attention
@@ -24,17 +22,6 @@ from glm5.ops.selection import select_positions
 
 CONFIG = preset("glm-5")
 ROUNDS = 5
-
-
-def interleaved(contestants: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each contestant, measured turn by turn."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS + 1):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 @torch.inference_mode()
@@ -79,7 +66,8 @@ def measure(length: int) -> dict[str, float]:
             "sparse": sparse,
             "projections": projections,
             "index projections": index_projections,
-        }
+        },
+        ROUNDS,
     )
 
 

@@ -6,30 +6,16 @@ Attention: ours against `scaled_dot_product_attention`, forward and backward, ca
 expert on every token. Each line is the median of interleaved rounds.
 """
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from timing import interleaved
 
 from glm5.ops.attention import expanded_attention
 from glm5.ops.experts import experts_reference, grouped_experts
 
 ROUNDS = 9
-
-
-def interleaved(contestants: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Median seconds of each contestant, measured turn by turn."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS + 1):
-        for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
 def attention(dtype: torch.dtype, rows: int, heads: int, length: int, width: int) -> dict[str, float]:
@@ -41,7 +27,8 @@ def attention(dtype: torch.dtype, rows: int, heads: int, length: int, width: int
         {
             "torch": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).backward(grad),
             "glm5": lambda: expanded_attention(q, k, v, None, scale).backward(grad),
-        }
+        },
+        ROUNDS,
     )
 
 
@@ -59,7 +46,8 @@ def experts(dtype: torch.dtype, tokens: int, hidden: int, width: int, count: int
         {
             "torch": lambda: experts_reference(x, gate_up, down, chosen, weights).backward(grad),
             "glm5": lambda: grouped_experts(x, gate_up, down, chosen, weights).backward(grad),
-        }
+        },
+        ROUNDS,
     )
 
 

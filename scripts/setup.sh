@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Set-up, once for each version of pyproject.toml: a virtual environment in .venv with this package and what it needs.
 #
-#   scripts/setup.sh            what training and talking to a model need
+#   scripts/setup.sh            what training and talking to a model need; of the system's packages bubblewrap, in
+#                               which the code that a model writes is run
 #   scripts/setup.sh --tests    also what the tests need: Python packages, and Chromium from the system's packages
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,14 +27,20 @@ if [ ! -e "$stamp" ]; then
     touch "$stamp"
 fi
 
+missing=()
+command -v bwrap >/dev/null || missing+=(bubblewrap)
+[ -x /usr/bin/python3 ] || missing+=(python3)  # what root's sandboxes run when root's own Python is in root's home
 if [ "$extras" = "all,test" ] && ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null; then
+    missing+=(chromium fonts-liberation)  # the report's tests open it in a browser
+fi
+if [ "${#missing[@]}" -gt 0 ]; then
     if ! command -v apt-get >/dev/null; then
-        echo "The report's tests open it in Chromium: install it with your system's package manager." >&2
+        echo "Install with your system's package manager: ${missing[*]}" >&2
         exit 1
     fi
-    echo "installing Chromium for the report's tests"
+    echo "installing from the system's packages: ${missing[*]}"
     as_root=""
     [ "$(id -u)" = 0 ] || as_root="sudo"
     $as_root apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends chromium fonts-liberation >/dev/null
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi

@@ -138,6 +138,46 @@ def _cluster() -> Iterator[bool]:
 
 
 @app.command()
+def sft(
+    checkpoint: Checkpoint,
+    data: Annotated[list[str], typer.Argument(metavar="DATA.jsonl... [KEY=VALUE]...", help="Files, then settings.")],
+    output: Annotated[Path, typer.Option(help="Folder for the model and everything on the way to it.")],
+    seed: Annotated[int, typer.Option(help="Decides every random choice.")] = 0,
+    threads: Annotated[int, typer.Option(help="Of torch; 0 leaves its own choice.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a checkpoint on conversations; the same command goes on after an interruption."""
+    from glm5.recipe import load_sft_section
+
+    overrides = [argument for argument in data if "=" in argument and not Path(argument).exists()]
+    files = [argument for argument in data if argument not in overrides]
+    if not files:
+        raise UsageError("give at least one file of conversations, such as chat.jsonl")
+    with _loading(checkpoint):
+        from glm5.model.checkpoint import read_config
+        from glm5.train.sft import FineTuning, fine_tune, same_work
+
+        config = read_config(checkpoint)
+    values = {
+        "data": [{"path": file} for file in files],
+        "context_length": min(4096, config.max_position_embeddings),
+        "mtp_steps": 3 if config.num_nextn_predict_layers else 0,
+    }
+    work = FineTuning(checkpoint, load_sft_section(values, overrides), output, seed, threads)
+    with _cluster() as leads:
+        if not leads:
+            return
+        same_work(work)
+        reached = fine_tune(work, _words)
+    if as_json:
+        print(json.dumps({"model": str(output / "model"), "summary": reached}))
+        return
+    for name, value in reached.items():
+        _words.print(f"  {name}: {value}", markup=False, highlight=False)
+    _words.print(f"talk to it   glm5 serve {output / 'model'}", highlight=False)
+
+
+@app.command()
 def settings(
     search: Annotated[str, typer.Argument(help="Show only settings whose name or meaning contains this.")] = "",
 ) -> None:

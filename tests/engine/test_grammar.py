@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -105,6 +105,24 @@ def test_it_is_armed_behind_the_thought(core: EngineCore) -> None:
         assert answer in ("yes", "no")
     for text, _ in texts(core, grammar, prompt="hello</think>"):
         assert text in ("yes", "no")
+
+
+@pytest.mark.parametrize("kind", ["choice", "tool_calls"])
+def test_the_thought_is_no_way_around_it(core: EngineCore, kind: Literal["choice", "tool_calls"]) -> None:
+    """A network that wants nothing but to end the turn or to call a tool inside the thought."""
+    value = ["yes", "no"] if kind == "choice" else {"tools": [NO_ARGUMENTS]}
+    grammar = Grammar(kind, value, after_thinking=True)
+    escapes = [*TOKENIZER.stop_ids, TOKENIZER.special_ids[Marker.TOOL_CALL]]
+    ids = TOKENIZER.encode("hello<think>", allow_special=True)
+    for seed in SEEDS:
+        params = SamplingParams(
+            max_tokens=60, seed=seed, grammar=grammar, thinking_budget=5, logit_bias=dict.fromkeys(escapes, 100.0)
+        )
+        [[out]] = run(core, [ids], params)
+        thought, _, answer = TOKENIZER.decode(out.ids[:-1]).partition("</think>")
+        assert not set(TOKENIZER.encode(thought, allow_special=True)) & set(escapes)
+        assert TOKENIZER.special_ids[Marker.END_THINK] in out.ids
+        assert answer in (("yes", "no") if kind == "choice" else ("<tool_call>list_files</tool_call>",))
 
 
 def test_what_does_not_compile_is_refused(core: EngineCore) -> None:

@@ -64,6 +64,13 @@ def test_a_stop_text_may_be_one_byte_or_not_ascii() -> None:
     assert watch("the café sat", stop=("é s",))[1] == "é s"
 
 
+def test_an_id_without_a_token_is_no_error() -> None:
+    condition = StopCondition(SamplingParams(stop=("at\ufffd",)), frozenset(), 1000, TOKENIZER)
+    reasons = [condition.observe(token) for token in [*TOKENIZER.encode("the cat"), TOKENIZER.vocab_size + 5]]
+    assert reasons[:-1] == [None] * (len(reasons) - 1)
+    assert (reasons[-1], condition.matched) == ("stop", "at\ufffd")
+
+
 def test_nothing_stops_before_min_tokens() -> None:
     condition = StopCondition(SamplingParams(min_tokens=2, stop_ids=(3,)), frozenset({3}), 5, None)
     assert [condition.observe(3) for _ in range(3)] == [None, None, "stop"]

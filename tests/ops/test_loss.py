@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glm5.ops.loss import IGNORE, linear_cross_entropy, token_nll
+from glm5.ops.loss import IGNORE, linear_cross_entropy, token_log_probs, token_nll
 
 WIDTH, VOCAB = 16, 50
 
@@ -76,3 +76,21 @@ def test_token_nll(chunk: int) -> None:
     nll = token_nll(hidden, head, targets, chunk)
     torch.testing.assert_close(nll, two_steps(hidden, head, targets, weights)[1])
     assert not nll.requires_grad
+
+
+@settings(deadline=None)
+@given(tokens=st.integers(1, 40), chunk=st.integers(1, 50), temperature=st.floats(0.5, 2.0), seed=st.integers(0, 1000))
+def test_log_probs_of_tokens_and_their_gradients(tokens: int, chunk: int, temperature: float, seed: int) -> None:
+    hidden, head, targets, weights = batch(tokens, seed)
+    log_probs, entropy = token_log_probs(hidden, head, targets, chunk, temperature)
+    distribution = (hidden @ head.T / temperature).log_softmax(-1)
+    has_target = targets != IGNORE
+    expected = distribution.gather(1, targets.clamp(min=0)[:, None])[:, 0] * has_target
+    torch.testing.assert_close(log_probs, expected)
+    torch.testing.assert_close(entropy, -(distribution.exp() * distribution).sum(-1) * has_target)
+    assert not entropy.requires_grad
+    # any function of the log-probabilities may follow
+    gradients = torch.autograd.grad((log_probs.exp() * weights).sum(), [hidden, head], allow_unused=True)
+    expected_gradients = torch.autograd.grad((expected.exp() * weights).sum(), [hidden, head])
+    for gradient, wanted in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted)

@@ -352,3 +352,12 @@ def test_the_newer_layout_keeps_every_newline() -> None:
 def test_calls_get_unique_ids() -> None:
     calls = parse("<tool_call>now</tool_call>" * 3, thinking=False).tool_calls
     assert len({call.id for call in calls}) == 3
+
+
+def test_an_id_without_a_token_shows_as_a_replacement() -> None:
+    stream = TokenStream(parser(), tokenizer())
+    ids = tokenizer().encode("a</think>b", allow_special=True)
+    beyond = tokenizer().vocab_size + 7
+    half = tokenizer().encode("é")[:1]
+    message = collect(stream.feed([*ids, beyond, *half, beyond]) + stream.finish())
+    assert (message.reasoning_content, message.content) == ("a", "b" + "\ufffd" * 3)

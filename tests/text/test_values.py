@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from glm5.text.values import STRING, argument_types, convert
+from glm5.text.values import STRING, argument_types, argument_value, convert
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -118,3 +118,49 @@ def test_types_of_a_schema(key: str, types: set[str]) -> None:
 
 def test_a_schema_without_properties_says_nothing() -> None:
     assert argument_types({}, "x") == argument_types({"properties": ["x"]}, "x") == set()
+
+
+NESTED = {
+    "$defs": {"Node": {"type": "object", "properties": {"id": {"type": "integer"}, "next": {"$ref": "#/$defs/Node"}}}},
+    "properties": {
+        "names": {"type": "array", "items": {"type": "string"}},
+        "counts": {"type": "array", "items": {"type": "integer"}},
+        "maybe": {"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}]},
+        "unclear": {"anyOf": [{"items": {"type": "string"}, "type": "array"}, {"type": "array"}]},
+        "limit": {"type": "object", "properties": {"n": {"type": ["integer", "null"]}, "tag": {"type": "string"}}},
+        "table": {"type": "object", "additionalProperties": {"type": "number"}},
+        "node": {"$ref": "#/$defs/Node"},
+        "all": {"allOf": [{"type": "object"}, {"properties": {"tag": {"type": "string"}}}]},
+        "open": {"type": "array"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("names", '["5", "true", "null"]', ["5", "true", "null"]),
+        ("names", "[5, true, null]", ["5", "true", None]),
+        ("counts", '["5", 6, "six"]', [5, 6, "six"]),
+        ("maybe", "[7]", ["7"]),
+        ("maybe", "null", None),
+        ("unclear", "[7]", [7]),
+        ("limit", '{"n": "3", "tag": 3, "other": "3"}', {"n": 3, "tag": "3", "other": "3"}),
+        ("limit", '{"n": "null"}', {"n": None}),
+        ("limit", '{"n": null}', {"n": None}),
+        ("table", '{"a": "1.5", "b": 2}', {"a": 1.5, "b": 2}),
+        ("node", '{"id": "1", "next": {"id": "2"}}', {"id": 1, "next": {"id": 2}}),
+        ("all", '{"tag": 1}', {"tag": "1"}),
+        ("open", '["5", 5]', ["5", 5]),
+        ("undeclared", '["5", 5]', ["5", 5]),
+    ],
+)
+def test_values_inside_values(key: str, text: str, value: object) -> None:
+    assert argument_value(text, NESTED, key) == value
+
+
+@given(JSON.filter(lambda value: isinstance(value, list | dict)), st.sampled_from(sorted(NESTED["properties"])))
+def test_typing_inside_is_done_once_and_for_all(value: object, key: str) -> None:
+    once = argument_value(json.dumps(value), NESTED, key)
+    assume(not isinstance(once, str))  # of another type than declared: text
+    assert argument_value(json.dumps(once), NESTED, key) == once

@@ -14,7 +14,7 @@ from glm5.errors import GLM5Error
 from glm5.model.checkpoint import load_checkpoint
 from glm5.model.experts import MoE, Router
 from glm5.train.checkpoints import Progress
-from glm5.train.pretrain import _assert_moved
+from glm5.train.stage import assert_moved
 from glm5.train.trainer import Interrupted, Trainer, nudge_bias
 from tests.train.small import LENGTH, counting_row, curve, small_config, small_model, small_trainer, steps_of
 
@@ -175,9 +175,9 @@ def test_long_gradients_are_shortened(tmp_path: Path) -> None:
 
 def test_a_detached_parameter_is_found_out() -> None:
     before = {"a": 1.0, "b": 2.0, "c": 3.0}
-    _assert_moved(before, {"a": 1.5, "b": 2.5, "c": 3.5})
+    assert_moved(before, {"a": 1.5, "b": 2.5, "c": 3.5})
     with pytest.raises(GLM5Error, match="did not change 1 of 3 parameters: b"):
-        _assert_moved(before, {"a": 1.5, "b": 2.0, "c": 3.5})
+        assert_moved(before, {"a": 1.5, "b": 2.0, "c": 3.5})
 
 
 # -- balance ---------------------------------------------------------------------------------------------------------

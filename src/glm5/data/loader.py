@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from glm5.data.documents import hash_uniform
 from glm5.data.manifest import CorpusManifest, load_manifest
+from glm5.data.rows import MicroBatch
 from glm5.data.shards import TokenShards
 from glm5.errors import UsageError
 from glm5.recipe import Phase
@@ -48,6 +49,11 @@ class Batch:
     positions: torch.Tensor
     phase: str
     sources: list[str]
+
+    @property
+    def fields(self) -> MicroBatch:
+        """What the objective reads."""
+        return MicroBatch(self.input_ids, self.targets, self.document_ids, self.positions)
 
 
 class MixtureLoader:

@@ -120,30 +120,36 @@ def build_batch(spans: Sequence[Span], config: ModelConfig, cache: PagedCache) -
         queries = len(span.ids)
         return queries > FEW_QUERIES, span.end > topk, queries, span.end.bit_length()
 
-    arranged = sorted(range(len(spans)), key=lambda i: (*kind(spans[i]), i))
+    kinds = [kind(span) for span in spans]
+    arranged = sorted(range(len(spans)), key=lambda i: (kinds[i], i))
     order = [slice(0, 0)] * len(spans)
-    contexts: list[Context] = []
     row = 0
     for i in arranged:
-        span = spans[i]
-        order[i] = slice(row, row + len(span.ids))
-        contexts.append(_context(span, order[i], cache.page_size))
-        row += len(span.ids)
+        order[i] = slice(row, row + len(spans[i].ids))
+        row += len(spans[i].ids)
 
+    device = cache.device
+    contexts: list[Context] = []
     dense: list[DenseGroup] = []
     sparse: list[Context] = []
     chunks: list[Context] = []
-    for (is_chunk, selects, *_), alike in groupby(zip(arranged, contexts), key=lambda pair: kind(spans[pair[0]])):
-        group = [context for _, context in alike]
+    for (is_chunk, selects, *_), alike in groupby(arranged, key=lambda i: kinds[i]):
+        members = list(alike)
+        table = _slot_table([spans[i] for i in members], cache.page_size, device)
+        group = [
+            Context(order[i], spans[i].start, slots[: spans[i].end], _stretch(spans[i], cache.page_size))
+            for i, slots in zip(members, table.unbind(0))
+        ]
+        contexts += group
         if is_chunk:
             chunks += group
         elif selects:
             sparse += group
         else:
-            dense.append(_dense_group(group))
+            dense.append(_dense_group(group, table))
 
-    ids = torch.tensor([token for i in arranged for token in spans[i].ids])
-    positions = torch.cat([torch.arange(context.start, context.end) for context in contexts])
+    ids = torch.tensor([token for i in arranged for token in spans[i].ids], device=device)
+    positions = torch.tensor([p for i in arranged for p in range(spans[i].start, spans[i].end)], device=device)
     slots = torch.cat([context.slots[context.start :] for context in contexts])
     phases = rotary_phases(positions, config.qk_rope_head_dim, config.rope_theta)
     few = chunks[0].rows.start if chunks else row
@@ -151,25 +157,33 @@ def build_batch(spans: Sequence[Span], config: ModelConfig, cache: PagedCache) -
     return Batch(ids, slots, phases, order, contexts, few, dense, sparse, chunks, any_selects)
 
 
-def _context(span: Span, rows: slice, page_size: int) -> Context:
+def _slot_table(spans: list[Span], page_size: int, device: torch.device) -> Tensor:
+    """Slots of all positions, int64 [B, longest]; behind a sequence's end come those of page 0."""
+    longest = max(span.end for span in spans)
+    count = -(-longest // page_size)
+    pages = [[*span.pages[:count], *[0] * (count - len(span.pages))] for span in spans]
+    first = torch.tensor(pages, device=device)[..., None] * page_size
+    return (first + torch.arange(page_size, device=device)).flatten(1)[:, :longest]
+
+
+def _stretch(span: Span, page_size: int) -> slice | None:
+    """The slots as a slice, if the pages lie side by side."""
     pages = span.pages[: -(-span.end // page_size)]
-    first = pages[0] * page_size
-    if list(pages) == list(range(pages[0], pages[0] + len(pages))):
-        return Context(rows, span.start, torch.arange(first, first + span.end), slice(first, first + span.end))
-    slots = (torch.tensor(pages)[:, None] * page_size + torch.arange(page_size)).view(-1)[: span.end]
-    return Context(rows, span.start, slots, None)
+    first, count = pages[0], len(pages)
+    # The last page tells most scattered sequences at once.
+    if pages[-1] != first + count - 1 or list(pages) != list(range(first, first + count)):
+        return None
+    return slice(first * page_size, first * page_size + span.end)
 
 
-def _dense_group(group: list[Context]) -> DenseGroup:
-    longest = max(context.end for context in group)
+def _dense_group(group: list[Context], table: Tensor) -> DenseGroup:
     queries = group[0].end - group[0].start
     rows = slice(group[0].rows.start, group[-1].rows.stop)
+    stretch = group[0].stretch if len(group) == 1 else None
     if len(group) == 1 and queries == 1:
-        return DenseGroup(rows, 1, group[0].slots[None], None, group[0].stretch)
-    slots = torch.zeros(len(group), longest, dtype=torch.int64)
-    for i, context in enumerate(group):
-        slots[i, : context.end] = context.slots
-    seen = torch.tensor([[context.start + j for j in range(queries)] for context in group])
-    hidden = torch.arange(longest) > seen[..., None]
-    bias = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
-    return DenseGroup(rows, queries, slots, bias, group[0].stretch if len(group) == 1 else None)
+        return DenseGroup(rows, 1, table, None, stretch)
+    first = torch.tensor([[context.start] for context in group], device=table.device)
+    seen = first + torch.arange(queries, device=table.device)
+    hidden = torch.arange(table.shape[1], device=table.device) > seen[..., None]
+    bias = torch.zeros(hidden.shape, device=table.device).masked_fill_(hidden, float("-inf"))
+    return DenseGroup(rows, queries, table, bias, stretch)

@@ -15,8 +15,15 @@ from glm5.model.config import ModelConfig
 class PagedCache:
     """Latent rows [layers, slots, kv_lora_rank + rope] and index keys [owning layers, slots, index_head_dim]."""
 
-    def __init__(self, config: ModelConfig, cache_bytes: int, page_size: int, dtype: torch.dtype) -> None:
-        self.page_size, self.dtype = page_size, dtype
+    def __init__(
+        self,
+        config: ModelConfig,
+        cache_bytes: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
+        self.page_size, self.dtype, self.device = page_size, dtype, device or torch.device("cpu")
         self.layers = config.num_hidden_layers + config.num_nextn_predict_layers
         self.width = config.kv_lora_rank + config.qk_rope_head_dim
         self.index_width = config.index_head_dim
@@ -41,12 +48,13 @@ class PagedCache:
     def allocate(self) -> None:
         """Get the memory. Zeroed, not left as found: a masked row is multiplied by zero, and zero times NaN is NaN."""
         slots = (self.pages + 1) * self.page_size
-        self._latent = torch.zeros(self.layers, slots, self.width, dtype=self.dtype)
-        self._index_keys = torch.zeros(len(self._index_row), slots, self.index_width, dtype=self.dtype)
+        owners, dtype, device = len(self._index_row), self.dtype, self.device
+        self._latent = torch.zeros(self.layers, slots, self.width, dtype=dtype, device=device)
+        self._index_keys = torch.zeros(owners, slots, self.index_width, dtype=dtype, device=device)
 
     def free(self) -> None:
         """Give the memory back, and with it everything cached."""
-        self._latent = self._index_keys = torch.empty(0)
+        self._latent = self._index_keys = torch.empty(0, device=self.device)
 
     def latent(self, layer: int) -> Tensor:
         """[slots, width] of one layer."""

@@ -41,8 +41,9 @@ class EngineCore:
 
     def __init__(self, model: Transformer, settings: EngineSettings, tokenizer: Tokenizer | None) -> None:
         self.model, self.settings, self.tokenizer = model, settings, tokenizer
+        embedding = model.model.embed_tokens.weight
         self.cache = PagedCache(
-            model.config, settings.cache_bytes, settings.page_size, model.model.embed_tokens.weight.dtype
+            model.config, settings.cache_bytes, settings.page_size, embedding.dtype, embedding.device
         )
         self.network = InvariantNetwork(model, self.cache) if settings.batch_invariant else Network(model, self.cache)
         if settings.max_drafts and model.mtp is None:
@@ -307,7 +308,7 @@ class EngineCore:
                 guide = self._compiler.guide(params.grammar, thinking)
             if params.thinking_budget is not None:
                 budget = ThinkingBudget(params.thinking_budget, self.tokenizer, thinking=thinking)
-        return SamplingState(params, prompt, self.model.config.vocab_size, end_ids, guide, budget)
+        return SamplingState(params, prompt, self.model.config.vocab_size, end_ids, self.cache.device, guide, budget)
 
 
 def _span(work: Work) -> Span:

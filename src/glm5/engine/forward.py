@@ -199,7 +199,7 @@ class Network:
         q = torch.cat([q_nope, q_rope], dim=-1).mul_(attention.scale).transpose(0, 1)
         selected = None
         if positions is not None:  # one column more than there are keys takes the padding
-            marks = torch.zeros(len(positions), chunk.end + 1, dtype=torch.bool)
+            marks = torch.zeros(len(positions), chunk.end + 1, dtype=torch.bool, device=positions.device)
             selected = marks.scatter_(1, positions.where(positions >= 0, chunk.end), True)[:, :-1]
         return chunk_attention(q, k, kv[..., attention.nope :].transpose(0, 1), selected).transpose(0, 1)
 
@@ -223,7 +223,8 @@ class Network:
                 continue
             scores = self._index_scores(fused, queries, context.rows, batch, context.read)
             if len(scores) > 1:
-                future = torch.arange(context.end) > torch.arange(context.start, context.end)[:, None]
+                keys = torch.arange(context.end, device=scores.device)
+                future = keys > keys[context.start :, None]
                 scores.masked_fill_(future, float("-inf"))
             positions = select_positions(scores, indexer.topk)
             if len(scores) > FEW_QUERIES:
@@ -269,5 +270,5 @@ def expand(fused: FusedBlock, weighted: Tensor) -> Tensor:
 def _to_slots(positions: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     """Chosen positions [m, k] as slots, and a bias [m, 1, k] that hides the padding."""
     slots = context.slots[positions]  # -1 picks the last position: some slot, and hidden
-    bias = torch.zeros(positions.shape).masked_fill_(positions < 0, float("-inf"))
+    bias = torch.zeros(positions.shape, device=positions.device).masked_fill_(positions < 0, float("-inf"))
     return slots, bias[:, None]

@@ -64,7 +64,7 @@ def generate(
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64, device=device)
     documents = torch.full_like(ids, -1)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
         documents[row, longest - len(prompt) :] = 0
     positions = (documents + 1).cumsum(1).sub(1).clamp(min=0)
 

@@ -6,6 +6,7 @@ character, and ordinary tokens with bytes of such characters are kept out.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import xgrammar
@@ -40,17 +41,23 @@ text ::= [^\U000F0000-\U000FFFFD]*
 class GrammarGuide:
     """Follows one sequence through a compiled grammar.
 
-    It is armed at once, or where `thinking` says that a thought is open, behind the token that closes it.
+    It is armed at once, or where a thought is open, behind the token that closes it. Until then no token may come that
+    ends the thought in another way: the turn would be over, or a call begun, and the grammar never asked.
     """
 
-    def __init__(self, compiled: xgrammar.CompiledGrammar, vocab_size: int, end_think: int | None) -> None:
+    def __init__(
+        self, compiled: xgrammar.CompiledGrammar, vocab_size: int, end_think: int | None, escapes: Sequence[int]
+    ) -> None:
+        """Wait for `end_think`, if there is one, and forbid `escapes` until it comes."""
         self._matcher = xgrammar.GrammarMatcher(compiled)
         self._bitmask = xgrammar.allocate_token_bitmask(1, vocab_size)
-        self._end_think = end_think
+        self._end_think, self._escapes = end_think, list(escapes)
 
     def mask(self, logits: Tensor) -> None:
         """Set the logits [V] of tokens that may not come next to -inf."""
-        if self._end_think is None and not self._matcher.is_terminated():
+        if self._end_think is not None:
+            logits[self._escapes] = float("-inf")
+        elif not self._matcher.is_terminated():
             self._matcher.fill_next_token_bitmask(self._bitmask)
             xgrammar.apply_token_bitmask_inplace(logits[None], self._bitmask)
 
@@ -68,11 +75,13 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer, config: ModelConfig) -> None:
         self._tokenizer, self._vocab_size = tokenizer, config.vocab_size
         stops = sorted(set(tokenizer.stop_ids) | set(config.eos_token_id))
+        begins_call = tokenizer.special_ids.get(Marker.TOOL_CALL)
+        self._escapes = [*stops] if begins_call is None else [*stops, begins_call]
         self._characters = {name: chr(_PRIVATE + i) for i, name in enumerate(tokenizer.special_ids)}
         special = {token: self._characters[name].encode() for name, token in tokenizer.special_ids.items()}
         ordinary: list[bytes] = []
         for token in range(self._vocab_size):
-            known = token < tokenizer.vocab_size and token not in special
+            known = tokenizer.is_token(token) and token not in special
             raw = tokenizer.token_bytes(token) if known else b""
             ordinary.append(b"" if _PRIVATE_LEAD in raw else raw)
         with_special = [special.get(token, raw) for token, raw in enumerate(ordinary)]
@@ -90,7 +99,7 @@ class GrammarCompiler:
         end_think = None
         if grammar.after_thinking and thinking:
             end_think = self._tokenizer.special_ids[Marker.END_THINK]
-        return GrammarGuide(self._compile(grammar), self._vocab_size, end_think)
+        return GrammarGuide(self._compile(grammar), self._vocab_size, end_think, self._escapes)
 
     def _compile(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
         value = grammar.value

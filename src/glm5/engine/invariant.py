@@ -105,7 +105,7 @@ class InvariantNetwork(Network):
     @torch.inference_mode()
     def _check_rows(self) -> None:
         """Feed every product a tile of equal rows: the results must be equal rows."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)  # on the CPU: the rows are then moved to the weights
         blocks = self.layers + ([self.prediction] if self.prediction else [])
         matrices = [self.model.lm_head.weight]
         for fused in blocks:
@@ -116,11 +116,11 @@ class InvariantNetwork(Network):
             if fused.gate_up is not None and fused.down is not None:
                 matrices += [fused.gate_up, fused.down]
         for weight in matrices:
-            row = torch.randn(1, weight.shape[1], generator=generator).to(weight.dtype)
+            row = torch.randn(1, weight.shape[1], generator=generator).to(weight)
             _require_equal(F.linear(row.expand(TILE, -1).contiguous(), weight), f"{list(weight.shape)}")
         for fused in blocks:
             for weight in (fused.w_uk, fused.w_uv):
-                row = torch.randn(1, weight.shape[0], weight.shape[1], generator=generator).to(weight.dtype)
+                row = torch.randn(1, weight.shape[0], weight.shape[1], generator=generator).to(weight)
                 out = torch.bmm(row.expand(TILE, -1, -1).contiguous().transpose(0, 1), weight).transpose(0, 1)
                 _require_equal(out, f"{list(weight.shape)}")
 

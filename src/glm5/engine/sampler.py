@@ -35,21 +35,23 @@ class SamplingState:
         prompt: Sequence[int],
         vocab_size: int,
         end_ids: frozenset[int],
+        device: torch.device | None = None,
         guide: "GrammarGuide | None" = None,
         budget: "ThinkingBudget | None" = None,
     ) -> None:
-        """Start behind `prompt`; `end_ids` may not be sampled before `min_tokens`."""
+        """Start behind `prompt`; `end_ids` may not be sampled before `min_tokens`. Logits come on `device`."""
         self.params, self.guide, self.budget = params, guide, budget
-        self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.int64)
+        self._end_ids = torch.tensor(sorted(end_ids), dtype=torch.int64, device=device)
         self._generated = 0
         self._counts = self._seen = None
         if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1:
-            self._counts = torch.zeros(vocab_size)
-            self._seen = torch.zeros(vocab_size, dtype=torch.bool)
-            self._seen[torch.tensor(prompt)] = True
+            self._counts = torch.zeros(vocab_size, device=device)
+            self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+            self._seen[torch.tensor(prompt, device=device)] = True
         self._bias: tuple[Tensor, Tensor] | None = None
         if params.logit_bias:
-            self._bias = torch.tensor(list(params.logit_bias)), torch.tensor(list(params.logit_bias.values()))
+            tokens, values = list(params.logit_bias), list(params.logit_bias.values())
+            self._bias = torch.tensor(tokens, device=device), torch.tensor(values, device=device)
 
     @property
     def is_plain(self) -> bool:
@@ -97,7 +99,8 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[f
     """
     if all(each.temperature == 0 for each in params):
         return logits.argmax(-1).tolist()
-    temperature = torch.tensor([each.temperature or 1.0 for each in params])
+    device = logits.device
+    temperature = torch.tensor([each.temperature or 1.0 for each in params], device=device)
     logits = logits / temperature[:, None]
     filtered = any(each.top_p < 1 or each.top_k or each.min_p for each in params)
     order = None
@@ -108,21 +111,22 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], numbers: Sequence[f
         probabilities = _filter(probabilities, params)
     # The inverse of the cumulative distribution at the row's number; in fp64, or a large vocabulary's tail is lost.
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    targets = torch.tensor(numbers, dtype=torch.float64)[:, None] * cumulative[:, -1:]
+    targets = torch.tensor(numbers, dtype=torch.float64, device=device)[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, targets, right=True).clamp(max=logits.shape[1] - 1)
-    greedy = torch.tensor([each.temperature == 0 for each in params])[:, None]
-    chosen = torch.where(greedy, logits.argmax(-1, keepdim=True), chosen)
+    greedy = [row for row, each in enumerate(params) if each.temperature == 0]
+    if greedy:
+        chosen[greedy] = logits[greedy].argmax(-1, keepdim=True)
     return (chosen if order is None else order.gather(1, chosen))[:, 0].tolist()
 
 
 def _filter(probabilities: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Zero what top-p, top-k and min-p exclude from rows in descending order; the first is never excluded."""
-    width = probabilities.shape[1]
-    top_p = torch.tensor([each.top_p for each in params])[:, None]
-    top_k = torch.tensor([each.top_k or width for each in params])[:, None]
-    min_p = torch.tensor([each.min_p for each in params])[:, None]
+    width, device = probabilities.shape[1], probabilities.device
+    top_p = torch.tensor([each.top_p for each in params], device=device)[:, None]
+    top_k = torch.tensor([each.top_k or width for each in params], device=device)[:, None]
+    min_p = torch.tensor([each.min_p for each in params], device=device)[:, None]
     before = probabilities.cumsum(-1) - probabilities
-    excluded = (before >= top_p) & (top_p < 1) | (torch.arange(width) >= top_k)
+    excluded = (before >= top_p) & (top_p < 1) | (torch.arange(width, device=device) >= top_k)
     excluded |= probabilities < min_p * probabilities[:, :1]
     excluded[:, 0] = False
     return probabilities.masked_fill(excluded, 0.0)
@@ -138,11 +142,13 @@ def describe(logits: Tensor, tokens: Sequence[int], tops: Sequence[int | None], 
     asked = [row for row, top in enumerate(tops) if top is not None]
     if not asked:
         return outputs
-    logprobs = logits[asked].log_softmax(-1)
+    logprobs = (logits if len(asked) == len(tops) else logits[asked]).log_softmax(-1)
+    chosen = torch.tensor([[tokens[row]] for row in asked], device=logits.device)
+    own = logprobs.gather(1, chosen)[:, 0].tolist()
     most = max(top or 0 for top in tops)
     best = logprobs.topk(most, dim=-1) if most else None
     for i, row in enumerate(asked):
         top = tops[row] or 0
         likely = [] if best is None else list(zip(best.indices[i, :top].tolist(), best.values[i, :top].tolist()))
-        outputs[row] = TokenOutput(tokens[row], float(logprobs[i, tokens[row]]), likely, version)
+        outputs[row] = TokenOutput(tokens[row], own[i], likely, version)
     return outputs

@@ -63,9 +63,12 @@ class Scheduler:
                 continue
             count = min(sequence.pending, budget)
             drafts = sequence.drafts[: budget - count] if count == sequence.pending else []
-            if self._make_room(sequence, sequence.computed + count + len(drafts), plan):
-                plan[sequence.arrival] = Work(sequence, count, tuple(drafts))
-                budget = self.settings.max_batch_tokens - sum(work.tokens for work in plan.values())
+            work = Work(sequence, count, tuple(drafts))
+            gave_way = self._make_room(sequence, sequence.computed + work.tokens)
+            budget += sum(plan.pop(victim.arrival).tokens for victim in gave_way if victim.arrival in plan)
+            if sequence not in gave_way:
+                plan[sequence.arrival] = work
+                budget -= work.tokens
         if self.preemptions == preempted:
             self._admit(plan, budget)
         if not plan and (self.running or self.waiting):
@@ -141,18 +144,19 @@ class Scheduler:
         sequence.pages += self.pool.allocate(missing, after=sequence.pages[-1] if sequence.pages else None)
         return True
 
-    def _make_room(self, sequence: Sequence, tokens: int, plan: dict[int, Work]) -> bool:
-        """Grow `sequence` to hold `tokens`, at the cost of younger ones. False if it had to give way itself."""
+    def _make_room(self, sequence: Sequence, tokens: int) -> list[Sequence]:
+        """Grow `sequence` to hold `tokens`, at the cost of younger ones; who gave way, at worst itself."""
         missing = -(-tokens // self.settings.page_size) - len(sequence.pages)
+        gave_way: list[Sequence] = []
         while missing > self.pool.available:
             victim = max(self.running, key=lambda each: each.arrival)
-            plan.pop(victim.arrival, None)
             self._preempt(victim)
+            gave_way.append(victim)
             if victim is sequence:
-                return False
+                return gave_way
         if missing > 0:
             sequence.pages += self.pool.allocate(missing, after=sequence.pages[-1])
-        return True
+        return gave_way
 
     def _preempt(self, sequence: Sequence) -> None:
         self.preemptions += 1

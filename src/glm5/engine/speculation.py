@@ -84,7 +84,7 @@ class Speculator:
             for each in kept
         ]
         batch = self._batch(spans)
-        inputs = torch.empty(len(batch.ids), hidden.shape[1], dtype=hidden.dtype)
+        inputs = hidden.new_empty(len(batch.ids), hidden.shape[1])
         for each, rows in zip(kept, batch.order):
             inputs[rows] = hidden[each.first_row : each.first_row + each.count]
         selections = Selections()
@@ -117,12 +117,12 @@ class Speculator:
         """One more prediction depth for each sequence, from its newest draft."""
         spans = [Span(each.drafts[-1:], each.computed + len(each.drafts) - 1, each.pages) for each in sequences]
         batch = self._batch(spans)
-        order = torch.tensor([rows.start for rows in batch.order])
+        order = torch.tensor([rows.start for rows in batch.order], device=state.device)
         selections = Selections()
         if shared is not None:
             own = batch.slots[order][:, None]
             slots, bias = shared.slots[going], shared.bias[going]
-            shared = _Shared(torch.cat([slots, own], 1), torch.cat([bias, torch.zeros(len(own), 1, 1)], 2))
+            shared = _Shared(torch.cat([slots, own], 1), torch.cat([bias, bias.new_zeros(len(own), 1, 1)], 2))
             selections = Selections(few=(_placed(shared.slots, order), _placed(shared.bias, order)), is_final=True)
         return self._network.predict(batch, _placed(state, order), selections)[order], shared
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from glm5.engine.records import FinishReason, RepetitionGuard, SamplingParams
+from glm5.text.streams import REPLACEMENT
 
 if TYPE_CHECKING:
     from glm5.text.tokenizer import Tokenizer
@@ -40,7 +41,8 @@ class StopCondition:
 
     def _stop_text(self, token: int) -> str | None:
         assert self._tokenizer is not None
-        text = self._tail + self._tokenizer.token_bytes(token)
+        known = self._tokenizer.is_token(token)
+        text = self._tail + (self._tokenizer.token_bytes(token) if known else REPLACEMENT)
         self._tail = text[-self._keep :] if self._keep else b""
         found = [(text.find(raw), stop) for stop, raw in self._texts if raw in text]
         return min(found)[1] if found else None

@@ -55,12 +55,8 @@ class WeightStore:
         return self.version
 
     def hash(self) -> str:
-        """Hash of all weights in the dtype they are served in; equal weights, equal hash."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in self.named_tensors():
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        """Hash of all weights in the dtype they are served in, see `hash_tensors`."""
+        return hash_tensors(self.named_tensors())
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Stored name and current value of every tensor."""
@@ -91,6 +87,15 @@ class WeightStore:
         if name.endswith("e_score_correction_bias"):
             return self._model.get_buffer(name)
         return self._model.get_parameter(name).detach()
+
+
+def hash_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash of named tensors in any order: equal exactly when names and bytes are, so a trainer can check an engine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def folder_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

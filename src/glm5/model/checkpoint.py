@@ -8,7 +8,7 @@ misshapen.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,6 +119,16 @@ def save_checkpoint(
         raise GLM5Error(
             f"cannot write the checkpoint to {folder}: {error}. Free some space and start again."
         ) from error
+
+
+def stored_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its stored name, whole and on the CPU. Sharded: every rank must read to the end."""
+    parameters = _parameters(model)
+    gathered: tuple[str, Tensor] | None = None
+    for name, slot in tensor_slots(model).items():
+        if gathered is None or gathered[0] != slot.parameter:  # slots of one parameter are neighbours
+            gathered = slot.parameter, _whole(parameters[slot.parameter])
+        yield name, slot.view(gathered[1])
 
 
 def _plan_shards(

@@ -45,6 +45,60 @@ def token_nll(hidden: Tensor, head: Tensor, targets: Tensor, chunk_tokens: int) 
     return torch.cat(parts)
 
 
+def token_log_probs(
+    hidden: Tensor, head: Tensor, targets: Tensor, chunk_tokens: int, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every target, with a gradient, for losses that weigh tokens by functions of it.
+
+    Args:
+        hidden, head, targets, chunk_tokens: as in `linear_cross_entropy`.
+        temperature: divides the logits.
+
+    Returns:
+        log_probs: fp32 [N], 0 where there is no target.
+        entropy: fp32 [N] of the whole distribution in nats, 0 where there is no target; detached.
+    """
+    return _TokenLogProbs.apply(hidden, head, targets, chunk_tokens, temperature)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """Backward projects each chunk again: what a token's gradient weighs is known only then."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, chunk_tokens: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        weight = head.to(hidden.dtype)
+        log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(log_probs)
+        for start in range(0, hidden.shape[0], chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            chunk = (F.linear(hidden[rows], weight).float() / temperature).log_softmax(-1)
+            has_target = targets[rows] != IGNORE
+            log_probs[rows] = torch.where(has_target, chunk.gather(1, targets[rows].clamp(min=0)[:, None])[:, 0], 0.0)
+            entropy[rows] = torch.where(has_target, -(chunk.exp() * chunk).sum(-1), 0.0)
+        ctx.save_for_backward(hidden, head, targets)
+        ctx.chunk_tokens, ctx.temperature = chunk_tokens, temperature
+        ctx.mark_non_differentiable(entropy)
+        return log_probs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, targets = ctx.saved_tensors
+        weight = head.to(hidden.dtype)
+        grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros_like(head, dtype=torch.float32)
+        for start in range(0, hidden.shape[0], ctx.chunk_tokens):
+            rows = slice(start, start + ctx.chunk_tokens)
+            index = targets[rows].clamp(min=0)[:, None]
+            grad_logits = (F.linear(hidden[rows], weight).float() / ctx.temperature).softmax(-1).neg_()
+            grad_logits.scatter_add_(1, index, torch.ones_like(index, dtype=grad_logits.dtype))  # one_hot - softmax
+            grad_logits *= (grads[0][rows] * (targets[rows] != IGNORE) / ctx.temperature)[:, None]
+            grad_logits = grad_logits.to(hidden.dtype)
+            grad_hidden[rows] = grad_logits @ weight
+            grad_head += grad_logits.T @ hidden[rows]
+        return grad_hidden, grad_head.to(head.dtype), None, None, None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """The gradient is computed with the loss, because the logits are gone afterwards."""
 

@@ -1,13 +1,14 @@
 """Everything that can be known to be wrong before anything runs: a run must not fail in its third hour on a typo."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from glm5.errors import UsageError
+from glm5.model.config import ModelConfig
 from glm5.model.presets import preset
 from glm5.pipeline.stages import STAGES, Stage
-from glm5.recipe import Recipe
+from glm5.recipe import PretrainSection, Recipe, SftSection
 
 
 def validate(recipe: Recipe, origin: str = "recipe", stages: Mapping[str, Stage] = STAGES) -> Recipe:
@@ -28,27 +29,34 @@ def validate(recipe: Recipe, origin: str = "recipe", stages: Mapping[str, Stage]
     vocab_size, pretrain = recipe.tokenizer.vocab_size, recipe.pretrain
     if vocab_size is not None and vocab_size > model.vocab_size:
         mistakes.append(f"tokenizer.vocab_size = {vocab_size} is above the model's vocab_size = {model.vocab_size}")
-    if pretrain.context_length > model.max_position_embeddings:
-        mistakes.append(
-            f"pretrain.context_length = {pretrain.context_length} is above the model's"
-            f" max_position_embeddings = {model.max_position_embeddings}"
-        )
-    if model.first_k_dense_replace < model.num_hidden_layers and model.n_routed_experts % pretrain.processes:
-        mistakes.append(
-            f"pretrain.processes = {pretrain.processes} cannot share the model's"
-            f" n_routed_experts = {model.n_routed_experts} evenly"
-        )
-    if pretrain.mtp_steps and not model.num_nextn_predict_layers:
-        mistakes.append(
-            f"pretrain.mtp_steps = {pretrain.mtp_steps} needs a layer that the model does not have:"
-            " set it to 0, or model.num_nextn_predict_layers to 1"
-        )
+    mistakes += _unfit("pretrain", pretrain, model)
+    if "sft" in recipe.stages and recipe.sft is not None and recipe.sft.checkpoint is None:
+        mistakes += _unfit("sft", recipe.sft, model)
     if mistakes:
         raise UsageError("\n".join(f"{origin}: {mistake}" for mistake in mistakes))
     if vocab_size is None and recipe.tokenizer.path is None:
         trained = recipe.tokenizer.model_copy(update={"vocab_size": model.vocab_size})
         return recipe.model_copy(update={"tokenizer": trained})
     return recipe
+
+
+def _unfit(name: str, section: PretrainSection | SftSection, model: ModelConfig) -> Iterator[str]:
+    """What a training section asks of a network that cannot give it."""
+    if section.context_length > model.max_position_embeddings:
+        yield (
+            f"{name}.context_length = {section.context_length} is above the model's"
+            f" max_position_embeddings = {model.max_position_embeddings}"
+        )
+    if model.first_k_dense_replace < model.num_hidden_layers and model.n_routed_experts % section.processes:
+        yield (
+            f"{name}.processes = {section.processes} cannot share the model's"
+            f" n_routed_experts = {model.n_routed_experts} evenly"
+        )
+    if section.mtp_steps and not model.num_nextn_predict_layers:
+        yield (
+            f"{name}.mtp_steps = {section.mtp_steps} needs a layer that the model does not have:"
+            " set it to 0, or model.num_nextn_predict_layers to 1"
+        )
 
 
 def choose(recipe: Recipe, only: Collection[str] | None, skip: Collection[str]) -> list[str]:

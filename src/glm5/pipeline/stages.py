@@ -87,6 +87,81 @@ _PRETRAIN = Stage(
     outputs=lambda recipe: [recipe.output / "pretrain/metrics.jsonl", recipe.output / "pretrain/model/config.json"],
 )
 
+
+MODEL_STAGES = ("pretrain", "sft", "reasoning-rl", "agentic-rl", "general-rl", "distillation")
+
+
+def models_before(recipe: Recipe, name: str) -> list[Path]:
+    """The models that stages before `name` make, in the recipe's order; each training begins with the last of them."""
+    before = recipe.stages[: recipe.stages.index(name)] if name in recipe.stages else []
+    return [recipe.output / stage / "model" for stage in before if stage in MODEL_STAGES]
+
+
+_DEMONSTRATIONS = Stage(
+    name="demonstrations",
+    function="glm5.environments.stage:demonstrations",
+    settings=("demonstrations",),
+    outputs=lambda recipe: [
+        recipe.output / "demonstrations" / f"{each.name}.jsonl"
+        for each in (recipe.demonstrations.sets if recipe.demonstrations else ())
+    ],
+)
+
+
+def _sft_inputs(recipe: Recipe) -> list[Path]:
+    if recipe.sft is None:
+        return []
+    checkpoint = recipe.sft.checkpoint or recipe.output / "pretrain/model"
+    return [checkpoint / "config.json", *(source.path for source in recipe.sft.within(recipe.output).data)]
+
+
+_SFT = Stage(
+    name="sft",
+    function="glm5.train.sft:sft",
+    settings=("seed", "sft"),
+    adjustable=(
+        "sft.tokens_per_microbatch",
+        "sft.processes",
+        "sft.activation_checkpointing",
+        "sft.loss_chunk_tokens",
+        "sft.eval_every_steps",
+        "sft.eval_rows",
+        "sft.sample_every_steps",
+        "sft.sample_prompts",
+        "sft.save_every_steps",
+        "sft.keep_checkpoints",
+    ),
+    inputs=_sft_inputs,
+    outputs=lambda recipe: [recipe.output / "sft/metrics.jsonl", recipe.output / "sft/model/config.json"],
+)
+
+
+def _reinforcement(name: str, function: str) -> Stage:
+    section = name.replace("-", "_")
+
+    def inputs(recipe: Recipe) -> list[Path]:
+        settings = getattr(recipe, section)
+        named = [settings.checkpoint, *(task.teacher for task in settings.tasks)] if settings else []
+        stages = [recipe.output / each / "model" for each in named if each in MODEL_STAGES]
+        return [model / "config.json" for model in [*models_before(recipe, name)[-1:], *stages]]
+
+    adjustable = ("engine", "trainers", "trainer_threads", "tokens_per_microbatch", "deadline_seconds",
+                  "eval_every_updates", "save_every_updates", "keep_checkpoints")  # fmt: skip
+    return Stage(
+        name=name,
+        function=f"glm5.rl.stage:{function}",
+        settings=("seed", section),
+        adjustable=tuple(f"{section}.{key}" for key in adjustable),
+        inputs=inputs,
+        outputs=lambda recipe: [recipe.output / name / "metrics.jsonl", recipe.output / name / "model/config.json"],
+    )
+
+
+_REASONING_RL = _reinforcement("reasoning-rl", "reasoning_rl")
+_AGENTIC_RL = _reinforcement("agentic-rl", "agentic_rl")
+_GENERAL_RL = _reinforcement("general-rl", "general_rl")
+_DISTILLATION = _reinforcement("distillation", "distillation")
+
 # The report reads whatever there is; it is written again when any stage before it ran again.
 _REPORT = Stage(
     name="report",
@@ -95,4 +170,10 @@ _REPORT = Stage(
     outputs=lambda recipe: [recipe.output / "report.html"],
 )
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (_TOKENIZER, _DATA, _PRETRAIN, _REPORT)}
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        _TOKENIZER, _DATA, _PRETRAIN, _DEMONSTRATIONS, _SFT, _REASONING_RL, _AGENTIC_RL, _GENERAL_RL, _DISTILLATION,
+        _REPORT,
+    )
+}  # fmt: skip

@@ -8,10 +8,11 @@ explain.py    every setting in words
 """
 
 from glm5.recipe.explain import Setting, settings
-from glm5.recipe.load import load_recipe
+from glm5.recipe.load import load_recipe, load_sft_section
 from glm5.recipe.pretrain import Phase, PretrainSection
 from glm5.recipe.schema import Recipe
 from glm5.recipe.sections import DataSection, ModelSection, TokenizerSection
+from glm5.recipe.sft import SftSection, SftSource
 
 __all__ = [
     "DataSection",
@@ -20,7 +21,10 @@ __all__ = [
     "PretrainSection",
     "Recipe",
     "Setting",
+    "SftSection",
+    "SftSource",
     "TokenizerSection",
     "load_recipe",
+    "load_sft_section",
     "settings",
 ]

@@ -35,15 +35,18 @@ def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
             yield from _settings(inner, f"{prefix}{name}{'[]' if is_list else ''}.")
             continue
         default = None
-        if not field.is_required() and field.default is not None:
-            default = format_value(list(field.default) if isinstance(field.default, tuple) else field.default)
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        if value is not None:
+            default = format_value(list(value) if isinstance(value, tuple) else value)
         yield Setting(
             prefix + name, _type_name(field.annotation), default, field.is_required(), field.description or ""
         )
 
 
 def _nested_section(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """The section class inside an annotation, and whether there is a list of them."""
+    """The section class inside an annotation, which may be optional, and whether there is a list of them."""
+    if get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation):
+        annotation = get_args(annotation)[0]
     is_list = get_origin(annotation) is list
     inner = get_args(annotation)[0] if is_list else annotation
     return (inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None), is_list

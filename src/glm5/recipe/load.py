@@ -4,20 +4,24 @@ A recipe is where people spend their first minutes, so a mistake is told with it
 with the key that was probably meant, and all mistakes of a file at once.
 """
 
+import copy
 import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
 from glm5.errors import UsageError
 from glm5.recipe.explain import settings
 from glm5.recipe.schema import Recipe
+from glm5.recipe.sections import Section
+from glm5.recipe.sft import SftRequest, SftSection
 
+S = TypeVar("S", bound=Section)
 Key = tuple[str | int, ...]
 
 _WORD = re.compile(r"[\w./:+~-]+")  # a value that may stand without quotes in an override
@@ -48,14 +52,29 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}{_decode_error(error)}") from None
+    return _checked(Recipe, data, overrides, path, text)
+
+
+def load_sft_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> SftSection:
+    """The settings of a fine-tuning without a recipe: `values`, changed by overrides such as `lr_muon=1e-4`.
+
+    Raises:
+        UsageError: a rule is broken; one line for each mistake.
+    """
+    named = [f"sft.{override}" for override in overrides]
+    return _checked(SftRequest, {"sft": copy.deepcopy(values)}, named, "settings", "").sft
+
+
+def _checked(kind: type[S], data: dict[str, Any], overrides: Sequence[str], origin: Path | str, text: str) -> S:
+    """Apply the overrides to what was read from `text`, and check the result."""
     changes = [_parse_override(override) for override in overrides]
     for change in changes:
         _apply(data, change)
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         lines = _key_lines(text)
-        told = [f"{_place(path, lines, changes, key)}: {words}" for key, words in _mistakes(error, data)]
+        told = [f"{_place(origin, lines, changes, key)}: {words}" for key, words in _mistakes(error, data)]
         raise UsageError("\n".join(told)) from None
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from pydantic import Field
 
+from glm5.recipe.demonstrations import DemonstrationsSection
 from glm5.recipe.pretrain import PretrainSection
+from glm5.recipe.rl import RLSection
 from glm5.recipe.sections import (
     KINDS,
     SOURCE_SETS,
@@ -16,6 +18,7 @@ from glm5.recipe.sections import (
     Section,
     TokenizerSection,
 )
+from glm5.recipe.sft import SftSection
 from glm5.recipe.toml import to_toml
 
 
@@ -34,11 +37,21 @@ class Recipe(Section):
     tokenizer: TokenizerSection = Field(description="The vocabulary.")
     data: DataSection = Field(description="The documents.")
     pretrain: PretrainSection = Field(description="Pre-training.")
+    demonstrations: DemonstrationsSection | None = Field(None, description="Conversations made by environments.")
+    sft: SftSection | None = Field(None, description="Supervised fine-tuning.")
+    reasoning_rl: RLSection | None = Field(None, description="Reasoning RL. [GLM-5 §3.2]")
+    agentic_rl: RLSection | None = Field(None, description="Agentic RL. [GLM-5 §3.3]")
+    general_rl: RLSection | None = Field(None, description="General RL. [GLM-5 §3.4]")
+    distillation: RLSection | None = Field(None, description="On-policy cross-stage distillation. [GLM-5 §3.5]")
 
     def problems(self) -> Iterator[Problem]:
         """Rules between sections: the mixture draws from the sources there are, and forgets none."""
         for repeated in sorted({name for name in self.stages if self.stages.count(name) > 1}):
             yield Problem(("stages",), f"names '{repeated}' twice")
+        for section in ("demonstrations", "sft", "reasoning_rl", "agentic_rl", "general_rl", "distillation"):
+            stage = section.replace("_", "-")
+            if stage in self.stages and getattr(self, section) is None:
+                yield Problem(("stages",), f"names '{stage}', whose settings are missing: add a section [{section}]")
         weighed: set[str] = set()
         for index, phase in enumerate(self.pretrain.phases):
             weighed |= phase.weights.keys()

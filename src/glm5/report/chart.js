@@ -125,7 +125,8 @@ class Plot {
     this.x = (value) => MARGIN.left + (value - first) * perUnit;
     this.x.invert = (pixel) => first + (pixel - MARGIN.left) / perUnit;
 
-    const shown = [...this.visible().flatMap((c) => c.values), ...this.chart.rules.map((r) => r.value)];
+    const ends = (c) => c.margins.flatMap((m, i) => (c.values[i] === null ? [] : [c.values[i] - m, c.values[i] + m]));
+    const shown = [...this.visible().flatMap((c) => [...c.values, ...ends(c)]), ...this.chart.rules.map((r) => r.value)];
     const values = shown.filter((v) => v !== null && (!this.log || v > 0));
     let low = values.reduce((a, b) => Math.min(a, b), Infinity);
     let high = values.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -149,6 +150,7 @@ class Plot {
     const svg = element(document.createDocumentFragment(), "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": this.chart.title });
     this.drawPhases(svg, height);
     this.drawAxes(svg, range, width, height);
+    for (const curve of this.visible()) if (curve.margins.length) this.drawInterval(svg, curve);
     for (const curve of this.visible().reverse()) this.drawCurve(svg, curve);
     this.drawRules(svg, width, height);
     this.marks = element(svg, "g", {});
@@ -179,6 +181,14 @@ class Plot {
       const anchor = x > width - 34 ? "end" : "middle";
       element(svg, "text", { x: anchor === "end" ? width : x, y: height - 4, "text-anchor": anchor }, formats[this.axis](tick));
     }
+  }
+
+  /** The interval round a curve, as a band. */
+  drawInterval(svg, { steps, values, margins, color }) {
+    const known = steps.map((_, i) => i).filter((i) => values[i] !== null && (!this.log || values[i] > margins[i]));
+    const edge = (i, sign) => `${this.x(this.place(steps[i])).toFixed(1)} ${this.y(values[i] + sign * margins[i]).toFixed(1)}`;
+    const around = [...known.map((i) => edge(i, 1)), ...known.reverse().map((i) => edge(i, -1))];
+    if (around.length) element(svg, "path", { class: "interval", style: `--hue: var(--c${color % 8})`, d: `M${around.join("L")}Z` });
   }
 
   drawCurve(svg, { steps, values, color, faint }) {

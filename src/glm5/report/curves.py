@@ -22,6 +22,7 @@ class Curve:
     values: list[float | None]
     color: int = 0  # index into the page's palette
     faint: bool = False  # drawn pale
+    margins: list[float] = field(default_factory=list)  # half the width of the interval round each value, where known
 
     @property
     def last(self) -> float | None:

@@ -4,6 +4,7 @@
     recipe.toml              the resolved recipe
     data/manifest.json       the corpus: what came from where
     <stage>/metrics.jsonl    a training stage's record, beside counts.json, baselines.json and model/config.json
+    <stage>/rollouts.jsonl   what an RL stage sampled, read with the tokenizer of its model or of the run
 
 Only run.json or one metrics.jsonl must exist. Whatever else is missing is left out or becomes a note on the page,
 never an error: a report is read most eagerly while its run is unfinished.
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 from glm5.data.manifest import MANIFEST, CorpusManifest, load_manifest
 from glm5.errors import GLM5Error
+from glm5.rl import metrics as rl_metrics
 from glm5.train.metrics import EvalRecord, SampleRecord, StepRecord, read_metrics
 
 T = TypeVar("T")
@@ -38,6 +40,20 @@ class Metrics:
 
 
 @dataclass(slots=True)
+class RLMetrics:
+    """An RL stage's records, sorted by kind."""
+
+    updates: list[rl_metrics.UpdateRecord] = field(default_factory=list)
+    evals: list[rl_metrics.EvalRecord] = field(default_factory=list)
+    spans: list[rl_metrics.SpanRecord] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Time spent so far."""
+        return self.updates[-1].seconds if self.updates else 0.0
+
+
+@dataclass(slots=True)
 class Parameters:
     """How many weights a model has: `total` in the network, `stored` with the MTP layers, `active` for one token."""
 
@@ -49,7 +65,7 @@ class Parameters:
 
 @dataclass(slots=True)
 class Stage:
-    """One stage of a run; `metrics` is None where nothing was trained (yet)."""
+    """One stage of a run; `metrics` is None where nothing was trained (yet), `rl` where nothing was reinforced."""
 
     name: str
     status: str
@@ -57,6 +73,9 @@ class Stage:
     summary: dict[str, Any]
     outputs: list[str]
     metrics: Metrics | None
+    rl: RLMetrics | None
+    rollouts: Path | None  # rollouts.jsonl, if any rollout has ended
+    tokenizer: Path | None  # to read them with
     parameters: Parameters | None
     config: dict[str, Any]  # of the model, in the names of its config.json
     baselines: dict[str, dict[str, float]]  # quantity → what it is compared with → value
@@ -105,15 +124,25 @@ def read_run(folder: Path) -> Run:
 def _stage(folder: Path, described: dict[str, Any]) -> Stage:
     name = described["name"]
     home = folder / name
-    metrics = _metrics(home / "metrics.jsonl")
+    record = home / "metrics.jsonl"
+    reinforced = record.exists() and rl_metrics.is_rl_metrics(record)
+    metrics = None if reinforced else _metrics(record)
+    rl = _rl_metrics(record) if reinforced else None
+    rollouts = home / "rollouts.jsonl"
+    tokenizers = [
+        path for path in (home / "model/tokenizer.json", folder / "tokenizer/tokenizer.json") if path.exists()
+    ]
     return Stage(
         name=name,
         status=described.get("status", "running"),
         # While a stage runs, its own record is newer than run.json.
-        seconds=max(described.get("seconds", 0.0), metrics.seconds if metrics else 0.0),
+        seconds=max(described.get("seconds", 0.0), *(each.seconds for each in (metrics, rl) if each), 0.0),
         summary=described.get("summary", {}),
         outputs=described.get("outputs", []),
         metrics=metrics,
+        rl=rl,
+        rollouts=rollouts if rollouts.exists() and rollouts.stat().st_size else None,
+        tokenizer=tokenizers[0].parent if tokenizers else None,
         parameters=_read(home / "counts.json", lambda c: Parameters(**c["parameters"], parts=c["parts"])),
         config=_read(home / "model/config.json", dict) or {},
         baselines=_read(home / "baselines.json", _baselines) or {},
@@ -136,6 +165,19 @@ def _metrics(path: Path) -> Metrics | None:
                 metrics.evals.append(record)
             case SampleRecord():
                 metrics.samples.append(record)
+    return metrics
+
+
+def _rl_metrics(path: Path) -> RLMetrics:
+    metrics = RLMetrics()
+    for record in rl_metrics.read_metrics(path):
+        match record:
+            case rl_metrics.UpdateRecord():
+                metrics.updates.append(record)
+            case rl_metrics.EvalRecord():
+                metrics.evals.append(record)
+            case rl_metrics.SpanRecord():
+                metrics.spans.append(record)
     return metrics
 
 

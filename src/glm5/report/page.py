@@ -17,6 +17,7 @@ from markupsafe import Markup
 from glm5.report import words
 from glm5.report.experts import LOAD_LEVELS
 from glm5.report.folder import Run, Stage, read_run
+from glm5.report.reinforcement import RLView, rl_view
 from glm5.report.training import HELD_OUT, Figure, TrainingView, training_view
 
 # What describes a model's shape, in the order a reader asks: name in config.json → words.
@@ -40,10 +41,11 @@ _SHAPE = {
 
 @dataclass(slots=True)
 class StageView:
-    """A stage as the page shows it: `training` is None where nothing was trained."""
+    """A stage as the page shows it: `training` and `rl` are None where it did not train, or not by reinforcement."""
 
     stage: Stage
     training: TrainingView | None
+    rl: RLView | None
     shape: dict[str, Any]
 
 
@@ -83,9 +85,9 @@ def render(run: Run) -> str:
         seconds=sum(stage.seconds for stage in run.stages),
         levels=[f"{level:g}" for level in LOAD_LEVELS if math.isfinite(level)],
         share=words.share,
-        style=_verbatim("page.css"),
-        script=_verbatim("chart.js") + _verbatim("page.js"),
-        data=_script_json({v.stage.name: _chart_data(v.training) for v in views if v.training}),
+        style=_verbatim("page.css") + _verbatim("rl.css"),
+        script=_verbatim("chart.js") + _verbatim("page.js") + _verbatim("rl.js"),
+        data=_script_json({v.stage.name: _chart_data(v.training or v.rl) for v in views if v.training or v.rl}),
     )
 
 
@@ -120,14 +122,17 @@ def headline(run: Run, views: list[StageView]) -> list[Figure]:
 def _view(stage: Stage) -> StageView:
     training = training_view(stage, stage.metrics) if stage.metrics else None
     shape = {label: stage.config[name] for name, label in _SHAPE.items() if stage.config.get(name) is not None}
-    return StageView(stage, training, shape)
+    return StageView(stage, training, rl_view(stage, stage.rl) if stage.rl else None, shape)
 
 
-def _chart_data(view: TrainingView) -> dict[str, Any]:
+def _chart_data(view: TrainingView | RLView | None) -> dict[str, Any]:
+    if view is None:
+        return {}
     return {
         "axes": view.axes,
-        "phases": [asdict(phase) for phase in view.phases],
+        "phases": [asdict(phase) for phase in view.phases] if isinstance(view, TrainingView) else [],
         "charts": [asdict(chart) for chart in view.charts],
+        "rollouts": [asdict(r) for r in view.rollouts.shown] if isinstance(view, RLView) and view.rollouts else [],
     }
 
 

@@ -23,7 +23,7 @@ from glm5.server.anthropic_request import (
 from glm5.server.errors import as_api_error, error_body
 from glm5.server.service import Service
 from glm5.server.sse import EventStream, event, json_reply, while_connected
-from glm5.server.turn import Turn, TurnUpdate, render_prompt
+from glm5.server.turn import RunningTurn, Turn, TurnUpdate, render_prompt
 from glm5.text.events import (
     ContentDelta,
     Event,
@@ -51,7 +51,7 @@ def router(service: Service) -> APIRouter:
             raise UsageError("n: the messages API has one answer")
         model = service.model_name(body.model)
         turn = Turn(service, read_request(body, service.tokenizer))
-        answer = _MessageAnswer(model, turn, request.state.request_id)
+        answer = MessageAnswer(model, turn, request.state.request_id)
         if body.stream:
             return EventStream(answer.events(), answer.failure, service.settings.send_timeout)
         return json_reply(await while_connected(request, answer.whole()))
@@ -66,10 +66,10 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-class _MessageAnswer:
+class MessageAnswer:
     """Writes the updates of a turn as one message, whole or in events."""
 
-    def __init__(self, model: str, turn: Turn, request_id: str) -> None:
+    def __init__(self, model: str, turn: RunningTurn, request_id: str) -> None:
         self._turn = turn
         self._request_id = request_id
         self._head: dict[str, Any] = {"id": f"msg_{request_id}", "type": "message", "role": "assistant", "model": model}

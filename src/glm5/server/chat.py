@@ -19,7 +19,7 @@ from glm5.server.errors import as_api_error, error_body
 from glm5.server.sampling import Body, ResponseFormat, SamplingBody, StructuredOutputs, read_grammar
 from glm5.server.service import Service, shown_bytes
 from glm5.server.sse import DONE, EventStream, event, json_reply, while_connected
-from glm5.server.turn import ToolChoice, Turn, TurnRequest, TurnUpdate
+from glm5.server.turn import RunningTurn, ToolChoice, Turn, TurnRequest, TurnUpdate
 from glm5.text.events import (
     ContentDelta,
     Event,
@@ -73,7 +73,7 @@ def router(service: Service) -> APIRouter:
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         model = service.model_name(body.model)
         turn = Turn(service, read_request(body, service.tokenizer))
-        answer = _ChatAnswer(service, body, model, turn, request.state.request_id)
+        answer = ChatAnswer(service.tokenizer, body, model, turn, request.state.request_id)
         if body.stream:
             return EventStream(answer.chunks(), answer.failure, service.settings.send_timeout)
         return json_reply(await while_connected(request, answer.whole()))
@@ -156,11 +156,11 @@ def logprob_entry(tokenizer: Tokenizer, token: TokenOutput) -> dict[str, Any]:
     return {**_token(tokenizer, token.token_id, token.logprob), "top_logprobs": top}
 
 
-class _ChatAnswer:
+class ChatAnswer:
     """Writes the updates of a turn as a chat completion, whole or in chunks."""
 
-    def __init__(self, service: Service, body: ChatBody, model: str, turn: Turn, request_id: str) -> None:
-        self._service = service
+    def __init__(self, tokenizer: Tokenizer, body: ChatBody, model: str, turn: RunningTurn, request_id: str) -> None:
+        self._tokenizer = tokenizer
         self._body = body
         self._turn = turn
         self._request_id = request_id
@@ -218,7 +218,7 @@ class _ChatAnswer:
         """What a choice says about its tokens, as far as the request wants to know."""
         extra: dict[str, Any] = {}
         if self._body.logprobs and tokens:
-            extra["logprobs"] = {"content": [logprob_entry(self._service.tokenizer, token) for token in tokens]}
+            extra["logprobs"] = {"content": [logprob_entry(self._tokenizer, token) for token in tokens]}
         if self._body.return_token_ids and tokens:
             extra["token_ids"] = [token.token_id for token in tokens]
         return extra

@@ -66,8 +66,8 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def is_anthropic(path: str) -> bool:
-    """Whether the path belongs to the Anthropic surface."""
-    return path.startswith("/v1/messages")
+    """Whether the path belongs to the Anthropic surface, also where a rollout's name stands before it."""
+    return "/v1/messages" in path
 
 
 def error_body(error: ApiError, path: str, request_id: str) -> dict[str, Any]:

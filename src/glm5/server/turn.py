@@ -10,7 +10,7 @@ calls must not be parallel) aborts the engine's work at that token.
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from glm5.engine.records import Delta, Grammar, SamplingParams, TokenOutput
 from glm5.errors import UsageError
@@ -25,12 +25,13 @@ from glm5.text.events import (
     ToolCallEnd,
     ToolCallStart,
 )
-from glm5.text.markers import Marker
+from glm5.text.markers import Generation, Marker
 from glm5.text.messages import Message, Tool
 from glm5.text.parser import OutputParser, State
 from glm5.text.streams import TokenStream
 from glm5.text.template import render_ids
 from glm5.text.thinking import ThinkingOptions
+from glm5.text.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort", "repetition", "error"]
 _NEVER = -100.0  # the logit bias that OpenAI documents as a ban
@@ -115,13 +116,23 @@ class Usage:
         }
 
 
-class Turn:
-    """A turn that is ready to run.
+class RunningTurn(Protocol):
+    """What a surface writes out: `Turn`, or a turn of a rollout (`glm5.rl.gateway`).
 
     Attributes:
         prompt_ids: the rendered conversation.
         usage: grows while the turn runs.
     """
+
+    prompt_ids: list[int]
+    usage: Usage
+
+    def updates(self) -> AsyncGenerator[TurnUpdate, None]:
+        """Run the turn."""
+
+
+class Turn:
+    """A turn of a conversation that comes whole with every request; attributes as in `RunningTurn`."""
 
     def __init__(self, service: Service, request: TurnRequest) -> None:
         """Render the prompt.
@@ -134,13 +145,14 @@ class Turn:
         self._request = request
         self.prompt_ids = render_prompt(service, request.messages, request.tools, request.thinking)
         self.usage = Usage(len(self.prompt_ids))
-        self._params = _with_tool_choice(service, request).replace(
+        self._params = with_tool_choice(request, service.tokenizer).replace(
             max_tokens=service.max_tokens(self.prompt_ids, request.max_tokens)
         )
 
     async def updates(self) -> AsyncGenerator[TurnUpdate, None]:
         """Run the turn. Raises as `Service.stream` does."""
-        answers = [_Answer(self._service, self._request) for _ in range(self._params.n)]
+        tokenizer, generation = self._service.tokenizer, self._service.settings.generation
+        answers = [Answer(self._request, tokenizer, generation) for _ in range(self._params.n)]
         measured = self._service.metrics.request(len(self.prompt_ids), len(answers))
         deltas = self._service.stream(self.prompt_ids, self._params, measured)
         async with aclosing(deltas):
@@ -159,20 +171,18 @@ class Turn:
                     return
 
 
-class _Answer:
-    """Parses one of the n answers."""
+class Answer:
+    """Parses one of the n answers.
 
-    def __init__(self, service: Service, request: TurnRequest) -> None:
-        settings = service.settings
+    Attributes:
+        finish_reason: None until the answer has ended.
+    """
+
+    def __init__(self, request: TurnRequest, tokenizer: Tokenizer, generation: Generation) -> None:
         self.finish_reason: FinishReason | None = None
-        self._parser = OutputParser(
-            request.tools, thinking=request.thinking.enable_thinking, generation=settings.generation
-        )
-        self._stream = TokenStream(self._parser, service.tokenizer)
-        self._tokenizer = service.tokenizer
-        self._ends = frozenset(service.tokenizer.stop_ids)
-        # Shown for rows of the network behind the last token of its tokenizer, which an untrained one samples too.
-        self._unknown = service.tokenizer.encode("\ufffd")
+        self._parser = OutputParser(request.tools, thinking=request.thinking.enable_thinking, generation=generation)
+        self._stream = TokenStream(self._parser, tokenizer)
+        self._ends = frozenset(tokenizer.stop_ids)
         self._stops = StopText(request.stop)
         self._one_call = not request.tool_choice.parallel
         self._whole_calls = request.whole_calls
@@ -198,8 +208,7 @@ class _Answer:
             # `ignore_eos`, those in the middle of it.
             if token.token_id not in self._ends and token.token_id != delta.stop_matched:
                 self._reasoning_tokens += self._parser.state is State.REASONING
-                is_known = self._tokenizer.is_token(token.token_id)
-                events += self._shown(self._stream.feed([token.token_id] if is_known else self._unknown))
+                events += self._shown(self._stream.feed([token.token_id]))
             if self.finish_reason is not None:
                 return events, delta.tokens[: position + 1]
         if delta.finish_reason is not None:
@@ -279,14 +288,17 @@ def _content(text: str) -> list[Event]:
     return [ContentDelta(text)] if text else []
 
 
-def _with_tool_choice(service: Service, request: TurnRequest) -> SamplingParams:
+def with_tool_choice(request: TurnRequest, tokenizer: Tokenizer) -> SamplingParams:
     """The request's parameters, with what the tool choice forces or forbids.
 
     "none" leaves the tools in the prompt, whose cached prefix stays good, and bans the token that begins a call.
+
+    Raises:
+        UsageError: tools, choice and structure contradict each other.
     """
     choice, params = request.tool_choice, request.params
     if choice.mode == "none":
-        begin = service.tokenizer.special_ids[Marker.TOOL_CALL]
+        begin = tokenizer.special_ids[Marker.TOOL_CALL]
         return params.replace(logit_bias={**params.logit_bias, begin: _NEVER})
     if params.grammar is not None and request.tools:
         raise UsageError("a response format leaves no way to call tools; send tool_choice 'none' with it, or no tools")

@@ -6,7 +6,7 @@ A declared string goes out as it comes; any other value waits until it is comple
 import json
 from typing import Any
 
-from glm5.text.values import STRING, argument_types, convert
+from glm5.text.values import STRING, argument_types, argument_value
 
 
 class ArgumentsWriter:
@@ -16,12 +16,13 @@ class ArgumentsWriter:
         """Start a call of a tool with the JSON schema `parameters`, empty when it is not known."""
         self._parameters = parameters
         self._is_empty = True
+        self._key = ""
         self._types: frozenset[str] = frozenset()
         self._held: list[str] = []
 
     def open_value(self, key: str) -> str:
         """Begin the pair of `key`."""
-        self._types = argument_types(self._parameters, key)
+        self._key, self._types = key, argument_types(self._parameters, key)
         lead = "{" if self._is_empty else ", "
         self._is_empty = False
         return f"{lead}{json.dumps(key, ensure_ascii=False)}: " + ('"' if self._types == STRING else "")
@@ -37,7 +38,7 @@ class ArgumentsWriter:
         """End the pair."""
         if self._types == STRING:
             return '"'
-        return json.dumps(convert(self.take_held(), self._types), ensure_ascii=False)
+        return json.dumps(argument_value(self.take_held(), self._parameters, self._key), ensure_ascii=False)
 
     def end(self) -> str:
         """End the object."""

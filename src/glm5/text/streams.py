@@ -20,6 +20,10 @@ from glm5.text.parser import HEEDED, OutputParser, State
 if TYPE_CHECKING:
     from glm5.text.tokenizer import Tokenizer
 
+REPLACEMENT = "\ufffd".encode()
+"""Shown for an id without a token: a network may have more rows than its tokenizer has tokens, and an untrained one
+samples them too."""
+
 _PATTERNS = {state: re.compile("|".join(map(re.escape, markers))) for state, markers in HEEDED.items()}
 
 
@@ -83,7 +87,8 @@ class TokenStream:
                 self._text(self._decoder.decode(b"", final=True))
                 self._parser.marker(self._markers[token_id])
             else:
-                self._text(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+                known = self._tokenizer.is_token(token_id)
+                self._text(self._decoder.decode(self._tokenizer.token_bytes(token_id) if known else REPLACEMENT))
         return self._parser.take_events()
 
     def finish(self, *, truncated: bool = False) -> list[Event]:

@@ -4,6 +4,9 @@ The chat template writes a string as it is and everything else as JSON, so the t
 5, and only the schema knows which. A declared string is never read as JSON; another declared type is read as JSON, then
 as a Python literal (models write `True` and `{'a': 1}`), and stays text when it is neither. Without a declaration, text
 that is JSON of something other than a string is that thing.
+
+Inside arrays and objects JSON says itself what is a string, and the schema corrects only what contradicts it: a string
+where none is allowed is read once more, a number or boolean where only a string is allowed becomes its text.
 """
 
 import ast
@@ -16,9 +19,18 @@ _JSON_KINDS = {bool: "boolean", str: "string", list: "array", dict: "object", ty
 
 def argument_types(parameters: dict[str, Any], key: str) -> frozenset[str]:
     """The JSON types that the schema `parameters` allows for argument `key`; empty when it does not say."""
-    properties = parameters.get("properties")
-    schema = properties.get(key) if isinstance(properties, dict) else None
-    return _schema_types(schema, parameters, frozenset())
+    return _schema_types(_argument_schema(parameters, key), parameters, frozenset())
+
+
+def argument_value(text: str, parameters: dict[str, Any], key: str) -> Any:
+    """The value that `text` stands for as argument `key` under the schema `parameters`."""
+    value = convert(text, argument_types(parameters, key))
+    if not isinstance(value, list | dict):
+        return value
+    try:
+        return _inside(value, _argument_schema(parameters, key), parameters, frozenset())
+    except RecursionError:  # deeper than any schema a person wrote: as the text has it
+        return value
 
 
 def convert(text: str, types: frozenset[str]) -> Any:
@@ -57,6 +69,44 @@ def _fits(value: Any, types: frozenset[str]) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return not types.isdisjoint({"number", "integer"})
     return _JSON_KINDS.get(type(value)) in types
+
+
+def _argument_schema(parameters: dict[str, Any], key: str) -> Any:
+    properties = parameters.get("properties")
+    return properties.get(key) if isinstance(properties, dict) else None
+
+
+def _nested(value: Any, schema: Any, root: dict[str, Any]) -> Any:
+    """A value inside another, as its own schema has it."""
+    types = _schema_types(schema, root, frozenset())
+    if isinstance(value, str):
+        return value if not types or "string" in types else convert(value, types)
+    if types == STRING and isinstance(value, bool | int | float):
+        return json.dumps(value)
+    return _inside(value, schema, root, frozenset())
+
+
+def _inside(value: Any, schema: Any, root: dict[str, Any], seen: frozenset[str]) -> Any:
+    """An array or object with its parts as the schema has them; `seen` as in `_schema_types`."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(reference := schema.get("$ref"), str):
+        return value if reference in seen else _inside(value, _resolve(reference, root), root, seen | {reference})
+    for union in ("anyOf", "oneOf"):
+        if isinstance(branches := schema.get(union), list):
+            # More than one branch for such a value: which of them was meant cannot be known.
+            meant = [branch for branch in branches if _fits(value, _schema_types(branch, root, seen))]
+            value = _inside(value, meant[0], root, seen) if len(meant) == 1 else value
+    for part in schema.get("allOf") or ():
+        value = _inside(value, part, root, seen)
+    if isinstance(value, list) and isinstance(items := schema.get("items"), dict):
+        return [_nested(item, items, root) for item in value]
+    if isinstance(value, dict):
+        properties = schema.get("properties")
+        known = properties if isinstance(properties, dict) else {}
+        others = schema.get("additionalProperties")
+        return {name: _nested(item, known.get(name, others), root) for name, item in value.items()}
+    return value
 
 
 def _schema_types(schema: Any, root: dict[str, Any], seen: frozenset[str]) -> frozenset[str]:

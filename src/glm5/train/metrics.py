@@ -1,8 +1,8 @@
 """The record of a training stage: one JSON object a line, appended as it happens, read again by the report.
 
-Three kinds of line, told apart by `kind`: a `StepRecord` after every optimiser step, an `EvalRecord` whenever held-out
-text is scored, a `SampleRecord` whenever the model is asked to continue a prompt. A resumed run first drops the lines
-past the step it resumes from, so the file always tells one straight story.
+Kinds of line, told apart by `kind`: a `StepRecord` after every optimiser step, an `EvalRecord` whenever held-out text
+is scored, a `SampleRecord` whenever the model is asked to continue a prompt; fine-tuning begins with a `DataRecord`. A
+resumed run first drops the lines past the step it resumes from, so the file always tells one straight story.
 """
 
 import json
@@ -42,6 +42,7 @@ class EvalRecord:
     tokens: int
     bits_per_byte: dict[str, float]
     expert_load: list[list[float]] = field(default_factory=list)  # [MoE layer][expert], shares that sum to 1
+    loss: dict[str, float] = field(default_factory=dict)  # nats per scored token, by the same names
     kind: str = "eval"
 
 
@@ -56,8 +57,17 @@ class SampleRecord:
     kind: str = "sample"
 
 
-Record = StepRecord | EvalRecord | SampleRecord
-_KINDS: dict[str, type] = {"step": StepRecord, "eval": EvalRecord, "sample": SampleRecord}
+@dataclass(slots=True)
+class DataRecord:
+    """What the training reads and what was left out of it: counts by source, then by what is counted."""
+
+    counts: dict[str, dict[str, int]]
+    step: int = 1  # the first that read it
+    kind: str = "data"
+
+
+Record = StepRecord | EvalRecord | SampleRecord | DataRecord
+_KINDS: dict[str, type] = {"step": StepRecord, "eval": EvalRecord, "sample": SampleRecord, "data": DataRecord}
 
 
 class MetricsLog:

@@ -1,9 +1,10 @@
-"""What pre-training minimises: next-token loss, multi-token-prediction losses, and the experts' balance.
+"""What pre-training and fine-tuning minimise: next-token loss, multi-token-prediction losses, the experts' balance.
 
     L = L_main + lambda * mean_d L_d + alpha * L_balance            (GLM-5 report §2.1, GLM-4.5 §2.4)
 
 L_d predicts token t + 1 + d from the hidden state of depth d - 1 and the embedding of token t + d; all depths share one
-layer. A target that lies in another document, or beyond the row, is not counted.
+layer. A target that lies in another document, or beyond the row, is not counted. Fine-tuning counts only the targets
+that its loss mask names; the others still stand in the prediction layer's input, as they do when it drafts.
 """
 
 from typing import NamedTuple
@@ -11,18 +12,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from glm5.data.rows import MaskedMicroBatch, MicroBatch
 from glm5.model.experts import Routing
 from glm5.model.transformer import Transformer
 from glm5.ops.loss import IGNORE, linear_cross_entropy
 
+AnyMicroBatch = MicroBatch | MaskedMicroBatch
 
-class MicroBatch(NamedTuple):
-    """Rows one process holds at a time; all int64 [B, T]. `targets` is the next token or `IGNORE`."""
 
-    input_ids: Tensor
-    targets: Tensor
-    document_ids: Tensor
-    positions: Tensor
+def learned_targets(batch: AnyMicroBatch) -> Tensor:
+    """The targets that count, `IGNORE` where there is none; int64 [B, T]."""
+    if isinstance(batch, MicroBatch):
+        return batch.targets
+    return batch.targets.masked_fill(~batch.loss_mask, IGNORE)
 
 
 class Losses(NamedTuple):
@@ -43,11 +45,14 @@ class Losses(NamedTuple):
     load: Tensor
 
 
-def prediction_targets(targets: Tensor, document_ids: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+def prediction_targets(
+    targets: Tensor, document_ids: Tensor, depth: int, learned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Inputs and targets of prediction depth `depth` >= 1.
 
     Args:
         targets: next tokens [B, T].
+        learned: `learned_targets`, where they are fewer.
 
     Returns:
         next_ids: token t + depth at every position (any valid id where there is none), [B, T].
@@ -59,7 +64,7 @@ def prediction_targets(targets: Tensor, document_ids: Tensor, depth: int) -> tup
         next_ids = torch.cat(
             [targets[:, depth - 1 :].clamp(min=0), targets.new_zeros(targets.shape[0], depth - 1)], dim=1
         )
-        ahead[:, : length - depth] = targets[:, depth:]
+        ahead[:, : length - depth] = (targets if learned is None else learned)[:, depth:]
         # Position t may only predict what its own document continues with: position t + depth must still be in it.
         crosses = document_ids[:, : length - depth] != document_ids[:, depth:]
         ahead[:, : length - depth].masked_fill_(crosses, IGNORE)
@@ -67,7 +72,7 @@ def prediction_targets(targets: Tensor, document_ids: Tensor, depth: int) -> tup
 
 
 class PretrainingObjective:
-    """Computes the losses of micro-batches.
+    """Computes the losses of micro-batches, masked ones too.
 
     Args:
         mtp_steps: prediction depths; 0 turns multi-token prediction off.
@@ -98,17 +103,17 @@ class PretrainingObjective:
         them."""
         return slice(None, None, max(1, round(1 / self.mtp_rows_fraction)))
 
-    def counts(self, batch: MicroBatch) -> Tensor:
+    def counts(self, batch: AnyMicroBatch) -> Tensor:
         """Targets of the main loss and of each depth, fp32 [1 + depths]; summed over a step they normalise its
         losses."""
-        counted = [(batch.targets != IGNORE).sum()]
-        rows = self.mtp_rows
+        learned, rows = learned_targets(batch), self.mtp_rows
+        counted = [(learned != IGNORE).sum()]
         for depth in range(1, self.mtp_steps + 1):
-            _, ahead = prediction_targets(batch.targets[rows], batch.document_ids[rows], depth)
+            _, ahead = prediction_targets(batch.targets[rows], batch.document_ids[rows], depth, learned[rows])
             counted.append((ahead != IGNORE).sum())
         return torch.stack(counted).float()
 
-    def __call__(self, model: Transformer, batch: MicroBatch, step_counts: Tensor, share: float) -> Losses:
+    def __call__(self, model: Transformer, batch: AnyMicroBatch, step_counts: Tensor, share: float) -> Losses:
         """Losses of one micro-batch.
 
         Args:
@@ -116,9 +121,9 @@ class PretrainingObjective:
             share: this micro-batch's share of the step's rows.
         """
         output = model(
-            batch.input_ids, batch.positions, _documents(batch.document_ids), sparse=self.sparse, dtype=self.dtype
+            batch.input_ids, batch.positions, same_document(batch.document_ids), sparse=self.sparse, dtype=self.dtype
         )
-        main, main_nll = self._loss(model, output.hidden, batch.targets, step_counts[0])
+        main, main_nll = self._loss(model, output.hidden, learned_targets(batch), step_counts[0])
         predicted, mtp_nll, mtp_routing = self._predict_ahead(model, output.hidden, batch, step_counts[1:])
         routing = output.routing + mtp_routing
         balance = torch.stack([r.balance_loss for r in routing]).mean() if routing else main.new_zeros(())
@@ -138,19 +143,19 @@ class PretrainingObjective:
         return loss, nll.sum()
 
     def _predict_ahead(
-        self, model: Transformer, hidden: Tensor, batch: MicroBatch, counts: Tensor
+        self, model: Transformer, hidden: Tensor, batch: AnyMicroBatch, counts: Tensor
     ) -> tuple[Tensor, Tensor, list[Routing]]:
         """Mean of the depths' losses, their plain sums, and what the prediction layer's router did."""
         if not self.mtp_steps:
             return hidden.new_zeros((), dtype=torch.float32), torch.zeros(0, device=hidden.device), []
         assert model.mtp is not None
         rows = self.mtp_rows
-        targets, documents = batch.targets[rows], batch.document_ids[rows]
-        frame = model.frame(batch.input_ids[rows], batch.positions[rows], _documents(documents), sparse=self.sparse)
+        targets, documents, learned = batch.targets[rows], batch.document_ids[rows], learned_targets(batch)[rows]
+        frame = model.frame(batch.input_ids[rows], batch.positions[rows], same_document(documents), sparse=self.sparse)
         hidden = hidden[rows]
         losses, sums, routing = [], [], []
         for depth in range(1, self.mtp_steps + 1):
-            next_ids, ahead = prediction_targets(targets, documents, depth)
+            next_ids, ahead = prediction_targets(targets, documents, depth, learned)
             hidden, routed = model.mtp(hidden, model.embed(next_ids, self.dtype), frame)
             loss, nll = self._loss(model, hidden, ahead, counts[depth - 1])
             losses.append(loss)
@@ -160,6 +165,6 @@ class PretrainingObjective:
         return torch.stack(losses).mean(), torch.stack(sums), routing
 
 
-def _documents(document_ids: Tensor) -> Tensor | None:
-    """None where every row is one document: plain causal attention needs no mask."""
+def same_document(document_ids: Tensor) -> Tensor | None:
+    """The documents to keep apart; None where every row is one document: plain causal attention needs no mask."""
     return None if bool((document_ids == document_ids[:, :1]).all()) else document_ids

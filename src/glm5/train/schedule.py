@@ -2,7 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
+
+
+class Schedule(Protocol):
+    """A factor on the peak learning rate."""
+
+    def factor(self, step: int, tokens: int) -> float:
+        """Of the step numbered `step` (from 0) that begins after `tokens` tokens."""
+
 
 ScheduleKind = Literal["cosine", "linear", "constant", "wsd"]
 

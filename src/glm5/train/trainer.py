@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,10 +25,10 @@ from glm5.model.experts import MoE, Router
 from glm5.model.transformer import Transformer
 from glm5.train.checkpoints import CheckpointFolder, Progress
 from glm5.train.metrics import MetricsLog, StepRecord
-from glm5.train.objective import Losses, MicroBatch
+from glm5.train.objective import Losses
 from glm5.train.optimizer import Optimizers
 from glm5.train.parallel import World, synchronise_gradients
-from glm5.train.schedule import BatchSize, LearningRate
+from glm5.train.schedule import BatchSize, Schedule
 
 
 class Batches(Protocol):
@@ -42,21 +42,21 @@ class Batches(Protocol):
 
 
 class Rows(Protocol):
-    """Rows of one step over all processes; int64 [rows, T]."""
+    """Rows of one step over all processes. `fields` is the named tuple that the objective reads (for pre-training's a
+    `MicroBatch`), every tensor [rows, T]; the trainer cuts it into micro-batches of the same type."""
 
-    input_ids: Tensor
-    targets: Tensor
-    document_ids: Tensor
-    positions: Tensor
     phase: str
+
+    @property
+    def fields(self) -> tuple[Tensor, ...]: ...
 
 
 class Objective(Protocol):
-    """What is minimised; train/objective.py has pre-training's."""
+    """What is minimised; train/objective.py has pre-training's. `batch` is a part of the rows' `fields`."""
 
-    def counts(self, batch: MicroBatch) -> Tensor: ...
+    def counts(self, batch: Any) -> Tensor: ...
 
-    def __call__(self, model: Transformer, batch: MicroBatch, step_counts: Tensor, share: float) -> Losses: ...
+    def __call__(self, model: Transformer, batch: Any, step_counts: Tensor, share: float) -> Losses: ...
 
 
 class Interrupted(Exception):
@@ -72,7 +72,7 @@ class TrainerSettings:
     rows_per_microbatch: int
     lr_muon: float
     lr_adamw: float
-    learning_rate: LearningRate
+    learning_rate: Schedule
     batch_size: BatchSize
     grad_clip: float
     balance_bias_rate: float
@@ -147,7 +147,7 @@ class Trainer:
         self.optimizers.step(settings.lr_muon * factor, settings.lr_adamw * factor)
         self._balance(load)
 
-        tokens = batch.input_ids.numel()
+        tokens = batch.fields[0].numel()
         elapsed = time.perf_counter() - began
         progress.step += 1
         progress.tokens += tokens
@@ -178,13 +178,13 @@ class Trainer:
             target counts of the step [1 + depths]; sums over all processes of [main nats, balance loss, stop requests,
             nats of each depth]; and the load of every router's experts.
         """
-        world, total_rows = self.world, batch.input_ids.shape[0]
-        fields = (batch.input_ids, batch.targets, batch.document_ids, batch.positions)
+        world, fields = self.world, batch.fields
+        total_rows, record = fields[0].shape[0], cast(Callable[..., Any], type(fields))
         # Every process reads the whole batch, so counts need no communication.
         share_rows = total_rows // world.size
         parts = -(-share_rows // self.settings.rows_per_microbatch)
         everyones = [
-            MicroBatch(*pieces)
+            record(*pieces)
             for shares in zip(*(field.split(share_rows) for field in fields), strict=True)
             for pieces in zip(*(share.tensor_split(parts) for share in shares), strict=True)
         ]
@@ -195,8 +195,8 @@ class Trainer:
         load = torch.zeros(0, device=world.device)
         for number, micro in enumerate(mine):
             synchronise_gradients(self.model, number == len(mine) - 1)
-            share = len(micro.input_ids) / total_rows
-            micro = MicroBatch(*(field.to(world.device) for field in micro))
+            share = len(micro[0]) / total_rows
+            micro = record(*(field.to(world.device) for field in micro))
             losses = self.objective(self.model, micro, counts, share)
             # Sharding averages gradients over processes; ours are parts of a sum.
             (losses.total * world.size).backward()

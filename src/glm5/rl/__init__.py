@@ -1,0 +1,1 @@
+"""Trajectories become updates: records, staleness, groups, losses, and what steers the rollouts."""
