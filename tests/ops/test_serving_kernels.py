@@ -13,7 +13,7 @@ from glm5.ops.index_scores import index_scores
 from glm5.ops.pairs import rotary_phases, rotate_pairs
 from glm5.ops.prefill import chunk_attention
 from glm5.ops.rotary import rotary_tables, rotate_interleaved
-from glm5.ops.routed import routed_experts, tile_experts
+from glm5.ops.routed import all_experts, routed_experts, tile_experts
 from glm5.ops.rows import linear
 from glm5.ops.selection import select_positions
 from glm5.ops.topk import topk_indices
@@ -80,7 +80,7 @@ def test_chunk_attention(length: int, total: int, selects: bool) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 40])
-@pytest.mark.parametrize("form", [routed_experts, tile_experts])
+@pytest.mark.parametrize("form", [routed_experts, all_experts, tile_experts])
 def test_experts(form: object, tokens: int) -> None:
     torch.manual_seed(tokens)
     x, gate_up, down = torch.randn(tokens, 16), torch.randn(6, 20, 16) / 4, torch.randn(6, 16, 10) / 4

@@ -1,4 +1,5 @@
 import random
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from tests.rl.test_metrics import UPDATE
 COSTS = Costs(
     Distribution.lognormal(300, 0.9, 8000), 0.02, 0.0006, update_seconds=4, update_seconds_per_token=0.0004,
     push_seconds=1.5, turns=Distribution.lognormal(2, 0.5, 8), tool_seconds=Distribution.lognormal(2, 1, 60),
+    grading_seconds=Distribution.lognormal(5, 1, 90),
 )  # fmt: skip
 LOOP = Loop(engines=3, slots=16, prompts_per_step=8, samples_per_prompt=4, staleness_bound=1)
 
@@ -29,7 +31,7 @@ def fitted(outcome: Outcome) -> Costs:
         updates.append(
             replace(UPDATE, step=step, tokens_trained=round(tokens), samples=32, groups_filtered=0, dropped={})
         )
-    return fit(updates, outcome.spans)
+    return fit(updates, outcome.spans, outcome.lifetimes)
 
 
 def test_what_a_run_cost_can_be_read_from_its_spans() -> None:
@@ -39,6 +41,8 @@ def test_what_a_run_cost_can_be_read_from_its_spans() -> None:
     assert costs.update_seconds == pytest.approx(4, rel=0.05)
     assert costs.update_seconds_per_token == pytest.approx(0.0004, rel=0.05)
     assert costs.push_seconds == pytest.approx(1.5)
+    luck = random.Random(0)
+    assert statistics.median(costs.grading_seconds.draw(luck) for _ in range(2001)) == pytest.approx(5, rel=0.1)
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])
@@ -67,16 +71,16 @@ def test_a_lognormal_has_its_median_and_its_tail() -> None:
 
 
 def test_shares_of_failed_and_filtered_come_from_the_updates() -> None:
-    spans = simulate(LOOP, COSTS, 2, record_spans=True).spans
+    outcome = simulate(LOOP, COSTS, 2, record_spans=True)
     updates = [replace(UPDATE, step=n, tokens_trained=4000 * n, samples=30, groups_used=6, groups_filtered=2,
                        dropped={"environment": 10, "stale": 7}) for n in (1, 2)]  # fmt: skip
-    costs = fit(updates, spans)
+    costs = fit(updates, outcome.spans, outcome.lifetimes)
     assert costs.failed_share == 0.25
     assert costs.filtered_share == 0.25
 
 
 def test_a_run_without_turns_cannot_be_fitted() -> None:
     with pytest.raises(GLM5Error, match="1 updates, 0 update spans and 0 generated turns"):
-        fit([UPDATE], [])
+        fit([UPDATE], [], {})
     with pytest.raises(GLM5Error, match="no values"):
         Distribution.measured([])

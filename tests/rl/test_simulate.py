@@ -45,6 +45,7 @@ costs = st.builds(
     push_seconds=st.floats(0, 5),
     turns=varied(1, 4),
     tool_seconds=varied(0, 10),
+    grading_seconds=varied(0, 10),
     failed_share=st.floats(0, 0.2),
     filtered_share=st.floats(0, 0.4),
 )
@@ -128,7 +129,7 @@ def synchronous(lengths: list[int], loop: Loop, costs: Costs, updates: int) -> f
 def test_a_bound_of_zero_is_the_synchronous_loop(loop: Loop, seed: int) -> None:
     loop = replace(loop, staleness_bound=0, push_every=1)
     costs = Costs(Distribution.lognormal(40, 1, 900), 0.02, 0.003, 1.0, 0.001, 0.5)
-    # The lengths that the simulation draws, in its order: one for the group, then turns, length and failure of each.
+    # The lengths that the simulation draws, in its order: one for the group, then turns, length, grading and failure of each.
     luck = random.Random(seed)
     lengths = []
     for _ in range(4 * loop.prompts_per_step):
@@ -136,6 +137,7 @@ def test_a_bound_of_zero_is_the_synchronous_loop(loop: Loop, seed: int) -> None:
         for _ in range(loop.samples_per_prompt):
             luck.random()
             lengths.append(max(1, round(costs.tokens.draw(luck))))
+            luck.random()
             luck.random()
     assert simulate(loop, costs, 4, seed).seconds == pytest.approx(synchronous(lengths, loop, costs, 4))
 

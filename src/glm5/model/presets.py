@@ -13,7 +13,7 @@ _SMALL_IDS: dict[str, Any] = {"eos_token_id": (0,), "pad_token_id": 0}  # replac
 PRESETS: dict[str, ModelConfig] = {
     # two cores, minutes; ours (facts behind the sizes: docs/log.md)
     "nano": ModelConfig(
-        vocab_size=1024, hidden_size=128, num_hidden_layers=4, max_position_embeddings=4096, num_attention_heads=4,
+        vocab_size=2048, hidden_size=128, num_hidden_layers=4, max_position_embeddings=4096, num_attention_heads=4,
         num_key_value_heads=4, q_lora_rank=64, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=48,
         index_topk=512, index_n_heads=16, index_head_dim=64, intermediate_size=512, first_k_dense_replace=1,
         moe_intermediate_size=128, n_routed_experts=8, num_experts_per_tok=2, **_SMALL_IDS,

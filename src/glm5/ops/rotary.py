@@ -8,6 +8,8 @@ The interleaved rotation writes its result half-split, [evens | odds]: queries a
 product is unchanged and the pairs need not be woven together again.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -23,12 +25,17 @@ def rotary_tables(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Te
     Returns:
         cos, sin: fp32, each [B, T, dim / 2].
     """
+    angles = positions[..., None].float() * _inverse_frequency(dim, theta, positions.device)
+    return angles.cos(), angles.sin()
+
+
+@lru_cache(maxsize=64)
+def _inverse_frequency(dim: int, theta: float, device: torch.device) -> Tensor:
+    """Kept, because a decoding step of a small network feels every operation: fp32 [dim / 2]."""
     # The exponents are spelled out in fp32 exactly as the released code does: bitwise equal tables, not just close
     # ones.
-    exponent = torch.arange(0, dim, 2, dtype=torch.int64, device=positions.device).float() / dim
-    inverse_frequency = 1.0 / (theta**exponent)
-    angles = positions[..., None].float() * inverse_frequency
-    return angles.cos(), angles.sin()
+    exponent = torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
+    return 1.0 / (theta**exponent)
 
 
 def rotate_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ def share(part: float, whole: float) -> str:
 
 
 def title(name: str) -> str:
-    """A stage's name as a heading: `reasoning_rl` → `Reasoning RL`."""
-    spelled = [_ACRONYMS.get(word, word) for word in name.split("_")]
+    """A stage's name as a heading: `reasoning-rl` → `Reasoning RL`."""
+    spelled = [_ACRONYMS.get(word, word) for word in name.replace("-", "_").split("_")]
     return " ".join([spelled[0][:1].upper() + spelled[0][1:], *spelled[1:]])
 
 

@@ -9,7 +9,7 @@ The prompt's prefill is not a cost of its own: it is in the seconds of the turns
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from glm5.errors import GLM5Error
@@ -19,8 +19,12 @@ from glm5.rl.metrics import GENERATE, SYNC, UPDATE, SpanRecord, UpdateRecord
 FAILURES = ("environment", "endpoint", "reward", "deadline", "error")  # why rollouts are excluded, by kind
 
 
-def fit(updates: Sequence[UpdateRecord], spans: Sequence[SpanRecord]) -> Costs:
-    """The costs that a run's `metrics.jsonl` shows.
+def fit(updates: Sequence[UpdateRecord], spans: Sequence[SpanRecord], lifetimes: Mapping[str, float]) -> Costs:
+    """The costs that a run's `metrics.jsonl` and `rollouts.jsonl` show.
+
+    Args:
+        lifetimes: rollout → seconds from its start to its reward. What of them lies before the first turn and after the
+            last one is taken for grading; a rollout that is not named adds nothing to that.
 
     Raises:
         GLM5Error: the run has no update yet, or its engines did not say which turns they generated.
@@ -35,10 +39,11 @@ def fit(updates: Sequence[UpdateRecord], spans: Sequence[SpanRecord]) -> Costs:
     rollouts: dict[str, list[SpanRecord]] = defaultdict(list)
     for span in turns:
         rollouts[span.rollout].append(span)
-    gaps = [
-        max(0.0, after.start - before.end)
-        for own in rollouts.values()
-        for before, after in pairwise(sorted(own, key=lambda span: span.start))
+    for own in rollouts.values():
+        own.sort(key=lambda span: span.start)
+    gaps = [max(0.0, after.start - before.end) for own in rollouts.values() for before, after in pairwise(own)]
+    grading = [
+        max(0.0, lifetimes[name] - (own[-1].end - own[0].start)) for name, own in rollouts.items() if name in lifetimes
     ]
     beside = _sequences_beside(turns)
     alone, each = _line(
@@ -59,6 +64,7 @@ def fit(updates: Sequence[UpdateRecord], spans: Sequence[SpanRecord]) -> Costs:
         push_seconds=statistics.fmean(pushes) if pushes else 0.0,
         turns=Distribution.measured([len(own) for own in rollouts.values()]),
         tool_seconds=Distribution.measured(gaps) if gaps else Distribution.constant(0),
+        grading_seconds=Distribution.measured(grading) if grading else Distribution.constant(0),
         failed_share=failed / (failed + samples) if failed else 0.0,
         filtered_share=filtered / (filtered + used) if filtered else 0.0,
     )

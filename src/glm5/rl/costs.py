@@ -88,6 +88,7 @@ class Costs:
     push_seconds: float = 0.0
     turns: Distribution = field(default_factory=lambda: Distribution.constant(1))
     tool_seconds: Distribution = field(default_factory=lambda: Distribution.constant(0))  # between two turns
+    grading_seconds: Distribution = field(default_factory=lambda: Distribution.constant(0))  # after the last turn
     failed_share: float = 0.0  # of the rollouts: environment or endpoint broke
     filtered_share: float = 0.0  # of the groups: no difference to learn from
 

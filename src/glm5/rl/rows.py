@@ -37,7 +37,8 @@ def pack_samples(samples: Sequence[TrainingSample], settings: RLSection, multipl
         input_ids=torch.zeros(count, width, dtype=torch.int64),
         targets=torch.full((count, width), IGNORE),
         document_ids=torch.full((count, width), -1),
-        positions=torch.zeros(count, width, dtype=torch.int64),
+        # Padding counts on: were its positions equal, it would see, and might select, only what stands behind it.
+        positions=torch.arange(width).repeat(count, 1),
         advantages=torch.zeros(count, width),
         rollout_logprobs=torch.zeros(count, width),
         old_logprobs=torch.full((count, width), math.nan),

@@ -48,6 +48,7 @@ class Outcome:
     trainer_idle: float  # share of the trainer's time neither updating nor pushing
     staleness: list[int]  # [lag in versions] → trained rollouts
     spans: list[SpanRecord]
+    lifetimes: dict[str, float]  # rollout → seconds from its start to its reward, of all that ended
 
 
 def simulate(loop: Loop, costs: Costs, updates: int, seed: int = 0, record_spans: bool = False) -> Outcome:
@@ -71,8 +72,9 @@ class _Rollout:
     group: "_Group"
     engine: "_Engine"
     tokens: list[int]  # of each turn
-    tools: list[float]  # seconds after each turn but the last
+    tools: list[float]  # seconds after each turn; after the last it is graded
     fails: bool
+    started: float
     turn: int = 0
     began: float = 0.0  # when the present turn got its slot
     oldest_version: int = -1  # of its tokens; -1 before the first
@@ -120,6 +122,7 @@ class _Simulation:
         self.dropped: Counter[str] = Counter()
         self.staleness: Counter[int] = Counter()
         self.spans: list[SpanRecord] = []
+        self.lifetimes: dict[str, float] = {}
 
     def run(self) -> Outcome:
         self._start_groups()
@@ -155,9 +158,9 @@ class _Simulation:
         luck, costs = self.luck, self.costs
         turns = max(1, round(costs.turns.draw(luck)))
         tokens = [max(1, round(costs.tokens.draw(luck))) for _ in range(turns)]
-        tools = [costs.tool_seconds.draw(luck) for _ in range(turns - 1)]
+        tools = [costs.tool_seconds.draw(luck) for _ in range(turns - 1)] + [costs.grading_seconds.draw(luck)]
         fails = luck.random() < costs.failed_share
-        rollout = _Rollout(self.started, group, self._least_loaded(), tokens, tools, fails)
+        rollout = _Rollout(self.started, group, self._least_loaded(), tokens, tools, fails, self.now)
         self.started += 1
         self._arrive(rollout)
 
@@ -191,13 +194,14 @@ class _Simulation:
         if self.record_spans:
             who, tokens = f"engine {rollout.engine.number}", rollout.tokens[rollout.turn]
             self.spans.append(SpanRecord(who, GENERATE, rollout.began, self.now, tokens, str(rollout.number)))
+        seconds = rollout.tools[rollout.turn]
         rollout.turn += 1
-        if rollout.turn < len(rollout.tokens):
-            self._after(rollout.tools[rollout.turn - 1], lambda: self._arrive(rollout))
-        else:
-            self._finish(rollout)
+        happens = self._arrive if rollout.turn < len(rollout.tokens) else self._finish
+        self._after(seconds, lambda: happens(rollout))
 
     def _finish(self, rollout: _Rollout) -> None:
+        if self.record_spans:
+            self.lifetimes[str(rollout.number)] = self.now - rollout.started
         rollout.engine.assigned -= 1
         heapq.heappush(self.loads, (rollout.engine.assigned, rollout.engine.number))
         group = rollout.group
@@ -354,4 +358,5 @@ class _Simulation:
             trainer_idle=1 - (self.update_time + self.push_time) / self.now,
             staleness=[self.staleness[lag] for lag in lags],
             spans=self.spans,
+            lifetimes=self.lifetimes,
         )
