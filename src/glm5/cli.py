@@ -335,6 +335,61 @@ def serve(
     )  # fmt: skip
 
 
+# -- agents ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def code(
+    task: Annotated[str, typer.Argument(help="What is to be done; asked for in a terminal if not given.")] = "",
+    root: Annotated[Path, typer.Option(help="Folder of the project.")] = Path("."),
+    url: Annotated[
+        str, typer.Option(envvar="GLM5_BASE_URL", help="An OpenAI-compatible endpoint, up to /v1.")
+    ] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str, typer.Option(envvar="GLM5_MODEL", help="Name of the model there.")] = "glm-5",
+    api_key: Annotated[str | None, typer.Option(envvar="GLM5_API_KEY", help="Key of the endpoint.")] = None,
+    mode: Annotated[str, typer.Option(help="read-only, ask, auto (in a sandbox) or full (on this machine).")] = "auto",
+    test: Annotated[str, typer.Option(help="The command that shows success; the model's choice if not given.")] = "",
+    scope: Annotated[list[str] | None, typer.Option(help="Glob of files the task is about (repeatable).")] = None,
+    policy: Annotated[Path | None, typer.Option(help="TOML file with the project's own rules.")] = None,
+    show: Annotated[list[Path] | None, typer.Option(help="Folder that commands may read (repeatable).")] = None,
+    session: Annotated[Path | None, typer.Option(help="Folder of the session; an existing one goes on.")] = None,
+    context: Annotated[str, typer.Option(help="none, keep-recent, discard-all, hybrid or summary.")] = "hybrid",
+    threshold: Annotated[int | None, typer.Option(help="Tokens at which the history is dropped.")] = None,
+    thinking: Annotated[str, typer.Option(help="on, off, auto or model.")] = "model",
+    steps: Annotated[int | None, typer.Option(help="Turns of the model at most.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens at most, cached ones not counted.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds at most.")] = None,
+    script: Annotated[Path | None, typer.Option(help="Steps of a scripted model, to try things without one.")] = None,
+    events: Annotated[bool, typer.Option(help="Print every event as a JSON line; ask nobody.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a model work on a project until it is shown to be done. Exit codes: docs/code.md."""
+    from glm5.agents.coding.command import code as work
+    from glm5.agents.coding.session import SessionSettings, new_folder, state_folder
+    from glm5.agents.limits import Limits
+
+    limits = {"steps": steps, "tokens": tokens, "seconds": seconds}
+    settings = SessionSettings(
+        root, task, session or new_folder(task), cast(Any, mode), model, test, tuple(scope or ()), policy,
+        tuple(show or ()), Limits.default(**{name: value for name, value in limits.items() if value is not None}),
+        context=cast(Any, context), threshold=threshold, thinking=cast(Any, thinking), memory=state_folder() / "memory",
+    )  # fmt: skip
+    raise typer.Exit(work(settings, url, api_key, script, events, as_json))
+
+
+@app.command()
+def view(
+    log: Annotated[Path, typer.Argument(help="Folder of a session, or its events.jsonl.")],
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file instead.")] = None,
+    browse: Annotated[bool, typer.Option(help="Open the page.")] = False,
+) -> None:
+    """Look at what an agent did."""
+    from glm5.agents.coding.command import view as look
+
+    if (page := look(log, html, browse)) is not None:
+        _words.print(f"look at it   {page}", highlight=False)
+
+
 def _typed_lines() -> Iterator[str]:
     while True:
         try:

@@ -17,6 +17,7 @@ from inspect import isawaitable
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
+from glm5.agents.streaming import BrokenStream, DeltaListener, collect
 from glm5.errors import GLM5Error, UsageError
 from glm5.text.markers import Marker
 from glm5.text.messages import Message, Tool, ToolCall
@@ -80,12 +81,20 @@ class HttpEndpoint:
             reply = await endpoint.chat([Message("user", "Hello")])
     """
 
-    def __init__(self, base_url: str, model: str, api_key: str | None = None, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        on_delta: DeltaListener | None = None,
+    ) -> None:
         """Remember where the model is; nothing is sent yet.
 
         Args:
             base_url: up to and including the version, such as `https://host/v1`.
-            timeout: seconds for one whole answer.
+            timeout: seconds for one whole answer; with `on_delta`, for each of its pieces.
+            on_delta: asks the server to stream, and hears of every piece (see `streaming.collect`).
 
         Raises:
             UsageError: `base_url` is not a URL of http or https.
@@ -98,7 +107,7 @@ class HttpEndpoint:
         if not base_url.startswith(("http://", "https://")):
             raise UsageError(f"the endpoint's URL must begin with http:// or https://, not {base_url!r}")
         self._url = base_url.rstrip("/") + "/chat/completions"
-        self._model = model
+        self._model, self._on_delta = model, on_delta
         headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout)
 
@@ -142,8 +151,14 @@ class HttpEndpoint:
         for attempt in range(ATTEMPTS):
             wait = 0.5 * 2**attempt
             try:
-                response = await self._client.post(self._url, json=body)
-            except httpx.HTTPError as error:
+                if self._on_delta is None:
+                    response = await self._client.post(self._url, json=body)
+                else:
+                    answer = await self._stream(body, self._on_delta)
+                    if isinstance(answer, dict):
+                        return answer
+                    response = answer
+            except (httpx.HTTPError, BrokenStream) as error:
                 failure = f"{type(error).__name__} {error}".strip()
             else:
                 if response.is_success:
@@ -155,6 +170,15 @@ class HttpEndpoint:
             if attempt < ATTEMPTS - 1:
                 await asyncio.sleep(min(wait, _LONGEST_WAIT))
         raise EndpointError(f"{self._url} failed {ATTEMPTS} times, the last time with: {failure}")
+
+    async def _stream(self, body: Mapping[str, Any], on_delta: DeltaListener) -> "httpx.Response | dict[str, Any]":
+        """The whole answer put together from its pieces, or the response that refuses it."""
+        wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        async with self._client.stream("POST", self._url, json=wanted) as response:
+            if response.is_success:
+                return await collect(response.aiter_lines(), on_delta)
+            await response.aread()
+            return response
 
 
 Script = Callable[[Sequence[Message], Sequence[Tool]], "Reply | Message | str | Awaitable[Reply | Message | str]"]
