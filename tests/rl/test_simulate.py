@@ -129,7 +129,7 @@ def synchronous(lengths: list[int], loop: Loop, costs: Costs, updates: int) -> f
 def test_a_bound_of_zero_is_the_synchronous_loop(loop: Loop, seed: int) -> None:
     loop = replace(loop, staleness_bound=0, push_every=1)
     costs = Costs(Distribution.lognormal(40, 1, 900), 0.02, 0.003, 1.0, 0.001, 0.5)
-    # The lengths that the simulation draws, in its order: one for the group, then turns, length, grading and failure of each.
+    # The lengths as the simulation draws them: once for the group, then turns, length, grading and failure of each.
     luck = random.Random(seed)
     lengths = []
     for _ in range(4 * loop.prompts_per_step):

@@ -221,7 +221,8 @@ class Network:
         for context in [*batch.sparse, *batch.chunks]:
             if context.end <= indexer.topk:
                 continue
-            scores = self._index_scores(fused, queries, context.rows, batch, context.read)
+            own = Queries(*(part[context.rows] for part in queries))
+            scores = self._index_scores(fused, own, batch.phases[context.rows], context.read)
             if len(scores) > 1:
                 keys = torch.arange(context.end, device=scores.device)
                 future = keys > keys[context.start :, None]
@@ -235,14 +236,14 @@ class Network:
             selections.few = torch.cat([slots for slots, _ in chosen]), torch.cat([bias for _, bias in chosen])
 
     def _index_scores(
-        self, fused: FusedBlock, queries: "Queries", rows: slice, batch: Batch, read: Callable[[Tensor], Tensor]
+        self, fused: FusedBlock, queries: "Queries", phases: Tensor, read: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Scores fp32 [rows, S] of the index keys that `read` takes from the layer's cache."""
         indexer = fused.attention.indexer
         assert indexer is not None
-        q = linear(queries.latent[rows], indexer.wq_b.weight).unflatten(1, (indexer.heads, -1))
-        q = torch.cat([rotate_pairs(q[..., : indexer.rope], batch.phases[rows]), q[..., indexer.rope :]], dim=-1)
-        weights = linear(queries.x[rows].float(), indexer.weights_proj.weight) * (indexer.heads * indexer.dim) ** -0.5
+        q = linear(queries.latent, indexer.wq_b.weight).unflatten(1, (indexer.heads, -1))
+        q = torch.cat([rotate_pairs(q[..., : indexer.rope], phases), q[..., indexer.rope :]], dim=-1)
+        weights = linear(queries.x.float(), indexer.weights_proj.weight) * (indexer.heads * indexer.dim) ** -0.5
         return index_scores(q, weights, read(self.cache.index_keys(fused.attention.layer)))
 
 

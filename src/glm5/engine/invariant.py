@@ -92,14 +92,16 @@ class InvariantNetwork(Network):
             slots = context.slots
             if self.config.has_indexer and len(slots) > attention.topk:
                 if attention.indexer is not None:
-                    rows = slice(row, row + 1)
-                    scores = self._index_scores(fused, queries, rows, batch, context.read)
+                    own = Queries(*(part[row : row + 1].clone() for part in queries))
+                    scores = self._index_scores(fused, own, batch.phases[row : row + 1], context.read)
                     selections.chunks[row] = select_positions(scores, attention.topk)[0]
                 slots = slots[selections.chunks[row]]
                 self.counters.sparse_queries += 1
             else:
                 self.counters.dense_queries += 1
-            weighted[row] = gathered_attention(q[None, None, row], pool, slots[None], None, attention.kv_rank)[0, 0]
+            # A copy begins at an aligned address, whatever the row: products may add up otherwise where it does not.
+            mine = q[None, None, row].clone()
+            weighted[row] = gathered_attention(mine, pool, slots[None], None, attention.kv_rank)[0, 0]
         return expand(fused, weighted)
 
     @torch.inference_mode()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from glm5.errors import GLM5Error
 from glm5.model.checkpoint import load_checkpoint, stored_tensors
-from glm5.ops.loss import IGNORE
 from glm5.recipe.rl import RLSection
 from glm5.rl.objective import PolicyObjective, PolicyRows, PolicyStatistics
 from glm5.rl.records import TrainingSample
@@ -125,14 +124,20 @@ class Learner:
             GLM5Error: nothing to train, or loss or gradient are no longer finite; the weights are untouched then.
         """
         began = time.perf_counter()
-        rows = pack_samples(samples, self.settings, self.world.size * self.settings.minibatches)
-        if self.settings.minibatches > 1:
-            rows = self._with_old_log_probs(rows)
+        count = self.settings.minibatches
+        # Dealt like cards, so that every optimiser step has some of every group and length.
+        dealt = [samples[start::count] for start in range(min(count, len(samples)))]
+        parts = [pack_samples(part, self.settings, self.world.size) for part in dealt]
+        if count > 1:  # before the first step moves the policy
+            parts = [self._with_old_log_probs(part) for part in parts]
         self.objective.statistics = PolicyStatistics()
         records = []
         self.given.updates += 1
-        for part in _parts(rows, self.settings.minibatches):
+        for part in parts:
             self.given.rows = part
+            # Rows are as wide as their samples need: the micro-batch is counted in positions.
+            rows = max(1, self.settings.tokens_per_microbatch // part.input_ids.shape[1])
+            self.trainer.settings = dataclasses.replace(self.trainer.settings, rows_per_microbatch=rows)
             self.trainer.step()
             assert self.trainer.last is not None
             records.append(self.trainer.last)
@@ -140,14 +145,14 @@ class Learner:
         if self.settings.reset_optimizer and self.given.updates % self.settings.push_every == 0:
             self._reset_optimizer()
         sums = self._everyones(self.objective.statistics)
-        count = max(sums.tokens, 1.0)
+        tokens = max(sums.tokens, 1.0)
         return UpdateReport(
             update=self.given.updates, loss=statistics.fmean(record.loss for record in records),
             grad_norm=max(record.grad_norm for record in records),
             lr_muon=records[-1].lr_muon, lr_adamw=records[-1].lr_adamw, tokens=int(sums.tokens),
-            entropy=sums.entropy / count, mismatch_kl=sums.k3 / count,
-            mismatch_max=sums.gap_max, masked_share=1 - sums.kept / count,
-            teacher_kl=sums.teacher_kl / count, seconds=time.perf_counter() - began,
+            entropy=sums.entropy / tokens, mismatch_kl=sums.k3 / tokens,
+            mismatch_max=sums.gap_max, masked_share=1 - sums.kept / tokens,
+            teacher_kl=sums.teacher_kl / tokens, seconds=time.perf_counter() - began,
         )  # fmt: skip
 
     def weights(self) -> dict[str, Tensor]:
@@ -201,7 +206,7 @@ class Learner:
         return TrainerSettings(
             context_length=settings.context_length,
             total_tokens=0,  # the driver decides when it is over
-            rows_per_microbatch=max(1, settings.tokens_per_microbatch // settings.context_length),
+            rows_per_microbatch=1,  # set for each batch
             lr_muon=settings.lr_muon,
             lr_adamw=settings.lr_adamw,
             learning_rate=_BySteps(
@@ -236,11 +241,3 @@ def _is_trained(name: str, settings: RLSection) -> bool:
 def _split(rows: PolicyRows, size: int) -> Iterator[PolicyRows]:
     for pieces in zip(*(field.split(size) for field in rows), strict=True):
         yield PolicyRows(*pieces)
-
-
-def _parts(rows: PolicyRows, count: int) -> Iterator[PolicyRows]:
-    """Rows dealt out like cards, so that every part has some of every length that has something to train."""
-    for index in range(count):
-        part = PolicyRows(*(field[index::count] for field in rows))
-        if bool((part.targets != IGNORE).any()):
-            yield part

@@ -49,7 +49,7 @@ class EnginePool:
                 raise
             except GLM5Error as error:
                 if name in self.engines:
-                    if await engine.health():
+                    if await self._answers(engine):
                         raise
                     await self._drop(name, error)
                 continue
@@ -74,6 +74,13 @@ class EnginePool:
         """Close all engines."""
         for engine in self.engines.values():
             await engine.close()
+
+    async def _answers(self, engine: RolloutEngine) -> bool:
+        """Whether it can serve; one whose process is gone may fail to say so."""
+        try:
+            return await engine.health()
+        except GLM5Error:
+            return False
 
     async def _drop(self, name: str, error: GLM5Error) -> None:
         """Take an engine out, unless another request that failed with it has done so."""

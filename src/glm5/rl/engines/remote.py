@@ -10,6 +10,7 @@ as old, which errs on the safe side of the staleness bound.
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
 from abc import ABC, abstractmethod
@@ -55,11 +56,9 @@ class RemoteEngine(ABC):
         self._checkpoint = checkpoint
         self._folder = folder
         self._served = checkpoint  # the folder with the weights that are served
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            timeout=httpx.Timeout(timeout, connect=10.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
-        )
+        self._url = url
+        self._timeout = timeout
+        self._connections: httpx.AsyncClient | None = None  # opened at need, so that an engine can come back
         self._pauses = 0
         self._running = asyncio.Event()
         self._running.set()
@@ -100,10 +99,15 @@ class RemoteEngine(ABC):
             try:
                 await self._pause()
                 await self._load(target, version)
+            except BaseException:  # cancelled or failed, which is what has to be told
+                with contextlib.suppress(GLM5Error):
+                    await self._resume()
+                raise
+            else:
                 self.version = version
                 before, self._served = self._served, target
-            finally:
                 await self._resume()
+            finally:
                 self._running.set()
             if before not in (self._checkpoint, target):
                 await asyncio.to_thread(shutil.rmtree, before)
@@ -121,8 +125,10 @@ class RemoteEngine(ABC):
             return False
 
     async def close(self) -> None:
-        """Close the connections; the server goes on."""
-        await self._client.aclose()
+        """Close the connections; the server goes on, and the next call opens them anew."""
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.aclose()
 
     @abstractmethod
     async def _complete(self, prompt_ids: list[int], params: SamplingParams, version: int) -> Generation:
@@ -139,6 +145,16 @@ class RemoteEngine(ABC):
     @abstractmethod
     async def _resume(self) -> None:
         """Serve again."""
+
+    @property
+    def _client(self) -> httpx.AsyncClient:
+        if self._connections is None:
+            self._connections = httpx.AsyncClient(
+                base_url=self._url,
+                timeout=httpx.Timeout(self._timeout, connect=10.0),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+            )
+        return self._connections
 
     async def _post(self, path: str, body: dict[str, Any] | None = None, **query: str) -> Any:
         """The JSON that the server answers, None for an empty answer. Raises GLM5Error."""
