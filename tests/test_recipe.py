@@ -78,7 +78,8 @@ def mistakes(load: Callable[..., Recipe], tmp_path: Path, *arguments: str) -> li
 def test_shipped_recipe_is_valid(name: str) -> None:
     path = RECIPES / f"{name}.toml"
     recipe = validate(load_recipe(path), str(path))
-    assert recipe.stages == ["tokenizer", "data", "pretrain", "report"]
+    assert recipe.stages[:3] == ["tokenizer", "data", "pretrain"]
+    assert recipe.stages[-1] == "report"
     assert recipe.output == Path("runs") / name
     assert recipe.tokenizer.vocab_size is not None
 

@@ -178,6 +178,32 @@ def sft(
 
 
 @app.command()
+def rl(
+    file: Annotated[Path, typer.Argument(help="A TOML file with name, output and a section [rl].")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print the settings, run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Reinforce a checkpoint on tasks of your own, asynchronously; the same command goes on after an interruption."""
+    from glm5.recipe import load_rl_request
+    from glm5.recipe.toml import to_toml
+
+    request = load_rl_request(file, overrides or [])
+    if dry_run:
+        print(to_toml(request.model_dump(mode="json", exclude_none=True)))
+        return
+    with _loading(Path(request.rl.checkpoint or "")):
+        from glm5.rl.stage import run_request
+    reached = run_request(request, _words)
+    if as_json:
+        print(json.dumps({"model": str(request.output / "model"), "summary": reached}))
+        return
+    for name, value in reached.items():
+        _words.print(f"  {name}: {value}", markup=False, highlight=False)
+    _words.print(f"talk to it   glm5 serve {request.output / 'model'}", highlight=False)
+
+
+@app.command()
 def settings(
     search: Annotated[str, typer.Argument(help="Show only settings whose name or meaning contains this.")] = "",
 ) -> None:
@@ -356,6 +382,7 @@ def code(
     context: Annotated[str, typer.Option(help="none, keep-recent, discard-all, hybrid or summary.")] = "hybrid",
     threshold: Annotated[int | None, typer.Option(help="Tokens at which the history is dropped.")] = None,
     thinking: Annotated[str, typer.Option(help="on, off, auto or model.")] = "model",
+    mcp: Annotated[list[str] | None, typer.Option(help="An MCP server as name=command (repeatable).")] = None,
     steps: Annotated[int | None, typer.Option(help="Turns of the model at most.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens at most, cached ones not counted.")] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds at most.")] = None,
@@ -372,22 +399,74 @@ def code(
     settings = SessionSettings(
         root, task, session or new_folder(task), cast(Any, mode), model, test, tuple(scope or ()), policy,
         tuple(show or ()), Limits.default(**{name: value for name, value in limits.items() if value is not None}),
-        context=cast(Any, context), threshold=threshold, thinking=cast(Any, thinking), memory=state_folder() / "memory",
+        context=cast(Any, context), threshold=threshold, thinking=cast(Any, thinking), mcp=tuple(mcp or ()),
+        memory=state_folder() / "memory",
     )  # fmt: skip
     raise typer.Exit(work(settings, url, api_key, script, events, as_json))
 
 
 @app.command()
+def batch(
+    tasks: Annotated[Path, typer.Argument(help="JSON lines (ours or SWE-bench), or a folder of Harbor tasks.")],
+    output: Annotated[Path, typer.Option(help="Folder for trees, sessions and results.")],
+    repositories: Annotated[Path | None, typer.Option(help="Folder with clones, for SWE-bench rows.")] = None,
+    url: Annotated[
+        str, typer.Option(envvar="GLM5_BASE_URL", help="An OpenAI-compatible endpoint, up to /v1.")
+    ] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str, typer.Option(envvar="GLM5_MODEL", help="Name of the model there.")] = "glm-5",
+    api_key: Annotated[str | None, typer.Option(envvar="GLM5_API_KEY", help="Key of the endpoint.")] = None,
+    workers: Annotated[int, typer.Option(help="Tasks at once.")] = 2,
+    steps: Annotated[int | None, typer.Option(help="Turns of the model for one task at most.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens for all tasks together at most; 0 for no limit.")] = 0,
+    seconds: Annotated[float, typer.Option(help="Seconds for all tasks together at most; 0 for no limit.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Let a model work on a set of tasks; the same command goes on after an interruption."""
+    from dataclasses import asdict
+
+    from glm5.agents.coding.command import batch as work
+    from glm5.agents.coding.session import SessionSettings
+    from glm5.agents.limits import Limits
+
+    limits = Limits.default() if steps is None else Limits.default(steps=steps)
+    settings = SessionSettings(Path("."), "each task's own", output / "session", "auto", model, limits=limits)
+    outcomes = work(
+        tasks, repositories, settings, url, api_key, output, workers, Limits(tokens=tokens, seconds=seconds)
+    )
+    if as_json:
+        print(json.dumps({"results": [asdict(outcome) for outcome in outcomes], "output": str(output)}))
+    else:
+        _words.print(f"predictions   {output / 'predictions.jsonl'}", highlight=False)
+
+
+@app.command()
 def view(
-    log: Annotated[Path, typer.Argument(help="Folder of a session, or its events.jsonl.")],
-    html: Annotated[Path | None, typer.Option(help="Write a page to this file instead.")] = None,
+    log: Annotated[Path, typer.Argument(help="Folder of a session, its events.jsonl, or a trajectory (.json).")],
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file.")] = None,
+    atif: Annotated[Path | None, typer.Option(help="Write Harbor's trajectory format to this file.")] = None,
+    mini: Annotated[Path | None, typer.Option(help="Write mini-swe-agent's trajectory format to this file.")] = None,
     browse: Annotated[bool, typer.Option(help="Open the page.")] = False,
 ) -> None:
-    """Look at what an agent did."""
+    """Look at what an agent did, in the terminal or as a page; also in and from the formats of others."""
+    from glm5.agents.coding.command import Writing
     from glm5.agents.coding.command import view as look
 
-    if (page := look(log, html, browse)) is not None:
-        _words.print(f"look at it   {page}", highlight=False)
+    for path in look(log, Writing(html, atif, mini), browse):
+        _words.print(f"look at it   {path}", highlight=False)
+
+
+@app.command()
+def index(
+    source: Annotated[Path, typer.Argument(help="A folder, a JSON Lines file or a Parquet table.")],
+    output: Annotated[Path, typer.Option(help="Folder of the index; an unfinished one goes on.")] = Path("index"),
+    as_json: Json = False,
+) -> None:
+    """Index documents for search; the same command goes on after an interruption."""
+    from glm5.search.command import index_documents
+
+    record = index_documents(source, output, _words)
+    if as_json:
+        print(json.dumps({"index": str(output), "documents": record.documents, "skipped": record.skipped}))
 
 
 def _typed_lines() -> Iterator[str]:

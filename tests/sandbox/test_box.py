@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from glm5.errors import UsageError
 from glm5.sandbox import Mount, PythonPool, SandboxError, SandboxSpec, open_sandbox
 from glm5.sandbox.inside.frames import Decoder, encode
+from glm5.sandbox.inside.server import Capture
 from glm5.sandbox.remedies import remedy
 from tests.sandbox.conftest import Running
 
@@ -72,6 +73,20 @@ def test_frames_survive_any_cut(frames: list[tuple[dict[str, int], bytes]], piec
     decoder = Decoder()
     found = [f for at in range(0, len(stream), piece) for f in decoder.feed(stream[at : at + piece])]
     assert found == frames
+
+
+@given(st.lists(st.binary(max_size=60)), st.integers(1, 40).map(lambda half: 2 * half))
+def test_what_is_kept_of_an_output(pieces: list[bytes], limit: int) -> None:
+    """All of it up to the limit; beyond, the first and the last half, and the number of bytes between them."""
+    capture = Capture(limit)
+    for piece in pieces:
+        capture.add(piece)
+    whole, half = b"".join(pieces), limit // 2
+    if len(whole) <= limit:
+        assert (capture.value(), capture.dropped) == (whole, 0)
+    else:
+        note = f"\n[... {len(whole) - limit} bytes left out ...]\n".encode()
+        assert capture.value() == whole[:half] + note + whole[-half:]
 
 
 def test_a_missing_file_says_so(running: Running) -> None:

@@ -108,7 +108,9 @@ class HttpEndpoint:
             raise UsageError(f"the endpoint's URL must begin with http:// or https://, not {base_url!r}")
         self._url = base_url.rstrip("/") + "/chat/completions"
         self._model, self._on_delta = model, on_delta
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        headers = {"content-type": "application/json"}
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout)
 
     async def __aenter__(self) -> Self:
@@ -152,7 +154,7 @@ class HttpEndpoint:
             wait = 0.5 * 2**attempt
             try:
                 if self._on_delta is None:
-                    response = await self._client.post(self._url, json=body)
+                    response = await self._client.post(self._url, content=_encoded(body))
                 else:
                     answer = await self._stream(body, self._on_delta)
                     if isinstance(answer, dict):
@@ -174,7 +176,7 @@ class HttpEndpoint:
     async def _stream(self, body: Mapping[str, Any], on_delta: DeltaListener) -> "httpx.Response | dict[str, Any]":
         """The whole answer put together from its pieces, or the response that refuses it."""
         wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        async with self._client.stream("POST", self._url, json=wanted) as response:
+        async with self._client.stream("POST", self._url, content=_encoded(wanted)) as response:
             if response.is_success:
                 return await collect(response.aiter_lines(), on_delta)
             await response.aread()
@@ -219,6 +221,11 @@ class ScriptedEndpoint:
         if isinstance(answer, Message):
             answer = Reply(answer, "tool_calls" if answer.tool_calls else "stop")
         return answer
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """JSON in ASCII: names of files and what models write may hold characters that UTF-8 cannot."""
+    return json.dumps(body).encode()
 
 
 def read_reply(raw: Any, where: str) -> Reply:

@@ -145,8 +145,12 @@ def _reinforcement(name: str, function: str) -> Stage:
         stages = [recipe.output / each / "model" for each in named if each in MODEL_STAGES]
         return [model / "config.json" for model in [*models_before(recipe, name)[-1:], *stages]]
 
-    adjustable = ("engine", "trainers", "trainer_threads", "tokens_per_microbatch", "deadline_seconds",
-                  "eval_every_updates", "save_every_updates", "keep_checkpoints")  # fmt: skip
+    engine = ("urls", "count", "threads", "max_sequences", "max_batch_tokens", "cache_bytes")
+    adjustable = (
+        *(f"engine.{key}" for key in engine),
+        *("trainers", "trainer_threads", "tokens_per_microbatch", "deadline_seconds"),
+        *("eval_every_updates", "save_every_updates", "keep_checkpoints"),
+    )
     return Stage(
         name=name,
         function=f"glm5.rl.stage:{function}",

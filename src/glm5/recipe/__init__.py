@@ -8,7 +8,7 @@ explain.py    every setting in words
 """
 
 from glm5.recipe.explain import Setting, settings
-from glm5.recipe.load import load_recipe, load_sft_section
+from glm5.recipe.load import load_recipe, load_rl_request, load_sft_section
 from glm5.recipe.pretrain import Phase, PretrainSection
 from glm5.recipe.schema import Recipe
 from glm5.recipe.sections import DataSection, ModelSection, TokenizerSection
@@ -25,6 +25,7 @@ __all__ = [
     "SftSource",
     "TokenizerSection",
     "load_recipe",
+    "load_rl_request",
     "load_sft_section",
     "settings",
 ]

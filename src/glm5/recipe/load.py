@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from glm5.errors import UsageError
 from glm5.recipe.explain import settings
+from glm5.recipe.rl import RLRequest
 from glm5.recipe.schema import Recipe
 from glm5.recipe.sections import Section
 from glm5.recipe.sft import SftRequest, SftSection
@@ -47,12 +48,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: the file cannot be read, is not TOML, or breaks a rule; one line for each mistake.
     """
-    text = _read(path)
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}{_decode_error(error)}") from None
-    return _checked(Recipe, data, overrides, path, text)
+    return _checked(Recipe, *_parsed(path, overrides))
 
 
 def load_sft_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> SftSection:
@@ -63,6 +59,11 @@ def load_sft_section(values: dict[str, Any], overrides: Sequence[str] = ()) -> S
     """
     named = [f"sft.{override}" for override in overrides]
     return _checked(SftRequest, {"sft": copy.deepcopy(values)}, named, "settings", "").sft
+
+
+def load_rl_request(path: Path | str, overrides: Sequence[str] = ()) -> RLRequest:
+    """Read the file that `glm5 rl` runs: `name`, `output`, `seed` and a section `[rl]`. Raises as `load_recipe`."""
+    return _checked(RLRequest, *_parsed(path, overrides))
 
 
 def _checked(kind: type[S], data: dict[str, Any], overrides: Sequence[str], origin: Path | str, text: str) -> S:
@@ -76,6 +77,15 @@ def _checked(kind: type[S], data: dict[str, Any], overrides: Sequence[str], orig
         lines = _key_lines(text)
         told = [f"{_place(origin, lines, changes, key)}: {words}" for key, words in _mistakes(error, data)]
         raise UsageError("\n".join(told)) from None
+
+
+def _parsed(path: Path | str, overrides: Sequence[str]) -> tuple[dict[str, Any], Sequence[str], Path | str, str]:
+    """What `_checked` wants to know of a file."""
+    text = _read(path)
+    try:
+        return tomllib.loads(text), overrides, path, text
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}{_decode_error(error)}") from None
 
 
 def _read(path: Path | str) -> str:

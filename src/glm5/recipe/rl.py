@@ -7,6 +7,7 @@ rollout engines were given. Sources in brackets are those of sections.py.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -144,3 +145,17 @@ class RLSection(Section):
             yield Problem(("minibatches",), "must divide prompts_per_step")
         for repeated in sorted({name for name in names if names.count(name) > 1}):
             yield Problem(("tasks",), f"names '{repeated}' twice")
+
+
+class RLRequest(Section):
+    """What `glm5 rl` is asked to do: one stage, without the rest of a recipe."""
+
+    name: str = Field(min_length=1, description="What the run is called.")
+    output: Path = Field(strict=False, description="Folder for all the run makes, from where the command is started.")
+    seed: Count = Field(0, description="Decides every random choice of the run. [ours]")
+    rl: RLSection = Field(description="Reinforcement learning.")
+
+    def problems(self) -> Iterator[Problem]:
+        """There is no stage before this one to take a model from."""
+        if self.rl.checkpoint is None:
+            yield Problem(("rl", "checkpoint"), "is missing: name the folder of the model to begin with")

@@ -91,9 +91,7 @@ class Monitor:
         rewards = {sample.rollout_id: sample.reward for group in batch.groups for sample in group.samples}
         best = max(1.0, max(rewards.values(), default=1.0))
         trained = (report.update - 1) // self._cluster.run.settings.push_every  # the version this batch was trained on
-        lags = [
-            trained - min(version for version in sample.versions if version >= 0) for sample in batch.samples
-        ]
+        lags = [trained - min(version for version in sample.versions if version >= 0) for sample in batch.samples]
         self._trained += report.tokens
         before = self._before
         prompts = counters.prompt_tokens - (before.prompt_tokens if before else 0)

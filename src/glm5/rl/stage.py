@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+from rich.console import Console
+
 from glm5.errors import UsageError
 from glm5.pipeline import StageContext, Summary
 from glm5.pipeline.stages import models_before
 from glm5.recipe import Recipe
-from glm5.recipe.rl import RLSection
+from glm5.recipe.rl import RLRequest, RLSection
 from glm5.rl.cluster import Run
 from glm5.rl.console import LoopConsole
 from glm5.rl.driver import reinforce
@@ -40,14 +42,27 @@ def _run(context: StageContext, name: str, settings: RLSection | None) -> Summar
     teachers = {
         task.environment: _model(context.run, task.teacher) for task in settings.tasks if task.teacher is not None
     }
-    context.folder.mkdir(parents=True, exist_ok=True)
-    view = LoopConsole(context.console, settings.updates, settings.prompts_per_step, settings.staleness_bound)
-    monitor = Monitor(context.folder, view)
+    return _reinforce(Run(settings, checkpoint, context.folder, context.recipe.seed, teachers), context.console)
+
+
+def run_request(request: RLRequest, console: Console) -> Summary:
+    """Reinforcement learning alone (`glm5 rl`). Raises as `reinforce` does."""
+    settings, output = request.rl, request.output
+    assert settings.checkpoint is not None, "the request was checked"
+    teachers = {task.environment: _model(output, task.teacher) for task in settings.tasks if task.teacher is not None}
+    return _reinforce(Run(settings, _model(output, settings.checkpoint), output, request.seed, teachers), console)
+
+
+def _reinforce(run: Run, console: Console) -> Summary:
+    settings = run.settings
+    run.folder.mkdir(parents=True, exist_ok=True)
+    view = LoopConsole(console, settings.updates, settings.prompts_per_step, settings.staleness_bound)
+    monitor = Monitor(run.folder, view)
     try:
-        reinforce(Run(settings, checkpoint, context.folder, context.recipe.seed, teachers), monitor)
+        reinforce(run, monitor)
     finally:
         monitor.close()
-    return _summary(context.folder)
+    return _summary(run.folder)
 
 
 def begins_with(recipe: Recipe, name: str, settings: RLSection) -> Path:

@@ -6,6 +6,8 @@ raw_logprobs`, its default). With `--enable-prompt-tokens-details` it also tells
 reloaded from a checkpoint folder by `reload_weights`, which every worker has.
 
 Tested against vLLM 0.32 on a CPU, with GLM-5 weights relabelled as DeepSeek-V3 (its sparse attention needs a GPU).
+There it reloads dense networks exactly and experts wrongly, and no hash of ours can see into its memory: on a new
+installation compare log-probabilities before and after an update with the very weights it serves.
 """
 
 from pathlib import Path

@@ -34,7 +34,7 @@ class Capture:
         self._seen += len(data)
         room = self._half - len(self._head)
         self._head += data[:room]
-        self._tail += data[max(room, 0) :][-self._half :]
+        self._tail += data[room:][-self._half :]
         if len(self._tail) > 2 * self._half + _PIECE:
             del self._tail[: -self._half]
 
