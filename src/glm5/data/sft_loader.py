@@ -88,7 +88,7 @@ class PackedRows:
             np.full(length, self._pad_id),
             np.full(length, self._pad_id),
             np.full(length, PADDING),
-            np.zeros(length, np.int64),
+            np.arange(length),  # padding counts on: a query of it must not see, and select, only what stands behind it
             np.zeros(length, np.bool_),
         )
         start = 0

@@ -83,7 +83,7 @@ def lay_out(documents: Sequence[Document], tokenizer: Tokenizer, context_length:
     input_ids, targets_ = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
     document_ids, positions, sources = (
         np.full(shape, -1, np.int64),
-        np.zeros(shape, np.int64),
+        np.tile(np.arange(context_length), (len(rows), 1)),  # padding counts on, see data/sft_loader.py
         np.zeros(shape, np.int64),
     )
     for row, segments in enumerate(rows):
