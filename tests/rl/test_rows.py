@@ -48,10 +48,10 @@ def test_every_token_is_there_once(shapes: list[tuple[int, int]], multiple: int)
 
 def test_padding_is_harmless_under_sparse_selection() -> None:
     """Beyond top-k a padding query selects too; it must find something it may see, or its softmax is not a number."""
-    network = Transformer(small_config(index_topk=8))
+    network = Transformer(small_config(index_topk=4))
     network.init_weights(0)
-    given_settings = small_rl.settings(dtype="bfloat16")
-    rows = pack_samples([sample(0, 20, 20), sample(1, 3, 4)], given_settings, 4)  # two rows are all padding
+    given_settings = small_rl.settings(dtype="bfloat16", context_length=256)
+    rows = pack_samples([sample(0, 150, 20), sample(1, 3, 4)], given_settings, 4)  # three rows are all padding
     objective = PolicyObjective(given_settings, sparse=True)
     losses = objective(network, rows, objective.counts(rows), 1.0)
     losses.total.backward()

@@ -164,3 +164,9 @@ def test_typing_inside_is_done_once_and_for_all(value: object, key: str) -> None
     once = argument_value(json.dumps(value), NESTED, key)
     assume(not isinstance(once, str))  # of another type than declared: text
     assert argument_value(json.dumps(once), NESTED, key) == once
+
+
+def test_half_a_surrogate_pair_stays_text() -> None:
+    """No answer could be sent with it: it has no UTF-8."""
+    text = '{"a": "\\ud800"}'
+    assert convert(text, frozenset({"object"})) == text

@@ -58,8 +58,8 @@ def _convert_literal(text: str, types: frozenset[str]) -> Any:
 
 
 def _strict(value: Any) -> Any:
-    """`value` itself if JSON can write it: no NaN, no infinity, no set."""
-    json.dumps(value, allow_nan=False)
+    """`value` itself if JSON can write it in UTF-8: no NaN, no infinity, no set, no half of a surrogate pair."""
+    json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     return value
 
 
