@@ -96,6 +96,7 @@ def run(
 ) -> None:
     """Run a recipe's stages in order; what is finished is kept, what was interrupted goes on."""
     from glm5.pipeline import run_recipe, validate
+    from glm5.pipeline.stages import MODEL_STAGES
     from glm5.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -117,6 +118,9 @@ def run(
         _words.print(f"look at it   {report}", highlight=False)
     if model.exists():
         _words.print(f"talk to it   glm5 chat {model}", highlight=False)
+    tuned = [loaded.output / stage / "model" for stage in loaded.stages if stage in MODEL_STAGES[1:]]
+    if made := [each for each in tuned if each.exists()]:  # it has learned to take turns
+        _words.print(f"serve it     glm5 serve {made[-1]}", highlight=False)
 
 
 @contextmanager
